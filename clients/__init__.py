@@ -1,0 +1,1 @@
+"""Client side: the ClientApp and what it does with local data."""

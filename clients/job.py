@@ -1,0 +1,134 @@
+"""What a client works with in one message: its plan, its model, its own data.
+
+Models and data are kept by the process, not by the client: a worker that serves a
+thousand clients builds each of them once. A received model overwrites every entry, so
+nothing of one client is left for the next.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message
+from torch import nn
+
+from fedsparse import data, messages, models, wire
+from fedsparse.config import Config
+from fedsparse.data import ClientData
+from fedsparse.errors import ConfigError, ModelError
+from fedsparse.sparsity import Mask, ModelCost, State
+
+
+@dataclass(frozen=True)
+class Job:
+    """One message, read: who is asked, what for, with which model and data."""
+
+    config: Config
+    plan: messages.Plan
+    client: int
+    model: nn.Module
+    schema: wire.Schema
+    cost: ModelCost
+    data: ClientData
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.config.run.seed
+
+    @property
+    def lr(self) -> float:
+        """This round's learning rate."""
+        settings = self.config.client
+        return settings.lr * settings.lr_decay ** max(0, self.plan.round - 1)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A model that came with a message; `sparse` says whether it was our payload."""
+
+    state: State
+    mask: Mask | None
+    sparse: bool
+
+
+def read_job(message: Message, context: Context) -> Job:
+    """Read what a message asks of this client; raises ConfigError when it does not say."""
+    torch.set_num_threads(1)
+    config, plan = messages.read_config(message.content.config_records[messages.CONFIG])
+    client = client_id(context)
+    if client >= config.fleet.clients:
+        raise ConfigError(
+            f"this node is partition {client}, the run has {config.fleet.clients} clients; "
+            "set fleet.clients to the number of nodes"
+        )
+    federated = data.load(config.data, clients=config.fleet.clients, seed=config.run.seed)
+    model, schema, cost = _model(
+        config.model.name, config.model.width, federated.input_shape, federated.classes
+    )
+    return Job(config, plan, client, model, schema, cost, federated.client(client))
+
+
+def client_id(context: Context) -> int:
+    """Return the partition id that names this client."""
+    value = context.node_config.get(messages.CLIENT_KEY)
+    if not isinstance(value, int):
+        raise ConfigError(
+            f"this node has no '{messages.CLIENT_KEY}'; start it with "
+            f"--node-config '{messages.CLIENT_KEY}=0 num-partitions=N'"
+        )
+    return value
+
+
+@lru_cache(maxsize=4)
+def _model(
+    name: str, width: float, input_shape: tuple[int, ...], classes: int
+) -> tuple[nn.Module, wire.Schema, ModelCost]:
+    model = models.build(name, input_shape=input_shape, classes=classes, width=width)
+    if len(input_shape) == 3:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, wire.Schema.of(models.get_state(model)), ModelCost.of(model, input_shape)
+
+
+def receive(job: Job, arrays: ArrayRecord) -> Received:
+    """Decode the model of a message: our payload, or plain arrays of another strategy."""
+    if wire.is_payload(arrays):
+        decoded = _decode(wire.unpack(arrays), job.schema)
+        return Received(decoded.state, decoded.mask, True)
+    state = {name: array.numpy() for name, array in arrays.items()}
+    wrong = [name for name in job.schema.names if name not in state]
+    if wrong:
+        raise ModelError(f"the message's model lacks '{wrong[0]}'; both sides need one [model]")
+    return Received({name: state[name] for name in job.schema.names}, None, False)
+
+
+@lru_cache(maxsize=2)
+def _decode(payload: bytes, schema: wire.Schema) -> wire.Decoded:
+    """Decode a payload once a worker, however many of its clients receive it."""
+    return wire.decode(payload, schema)
+
+
+def reply_arrays(state: State, received: Received, values: str) -> ArrayRecord:
+    """Encode a trained model the way the received one came.
+
+    A sparse model goes back as values alone: the server holds the mask it sent.
+    """
+    if not received.sparse:
+        return ArrayRecord({name: Array(np.asarray(value)) for name, value in state.items()})
+    mode = "full" if received.mask is None else "shared"
+    return wire.pack(wire.encode(state, mask=received.mask, mode=mode, values=values))
+
+
+def growth_arrays(found: Mapping[str, tuple[np.ndarray, np.ndarray]], mask: Mask) -> ArrayRecord:
+    """Encode the largest pruned gradients as a sparse payload over the grown layers."""
+    state: State = {}
+    bits = {}
+    for name, (index, value) in found.items():
+        dense = np.zeros(mask.shapes[name], np.float32)
+        dense.reshape(-1)[index] = value
+        chosen = np.zeros(mask.shapes[name], bool)
+        chosen.reshape(-1)[index] = True
+        state[name], bits[name] = dense, chosen
+    return wire.pack(wire.encode(state, mask=Mask.from_arrays(bits)))

@@ -1,0 +1,61 @@
+"""The client's part in choosing a mask: scores, BatchNorm statistics, candidate losses.
+
+FedTiny's adaptive BatchNorm selection (ICDCS 2023, section "adaptive BatchNorm
+selection") takes two exchanges; SSFL's scoring takes one.
+"""
+
+from collections.abc import Iterator
+
+from flwr.app import ArrayRecord
+
+from clients.job import Job, Received
+from fedsparse import models, seeds, wire
+from fedsparse.data import Dataset
+from fedsparse.errors import DataError
+from fedsparse.sparsity import State, scores
+from fedsparse.training import batchnorm, local
+
+
+def criterion_scores(job: Job, received: Received, batch: Dataset) -> ArrayRecord:
+    """Return the criterion's score of every prunable weight on one batch."""
+    models.load_state(job.model, received.state)
+    found = scores(
+        job.plan.criterion,
+        job.model,
+        models.prunable(job.model),
+        [local.tensors(batch)],
+        rng=seeds.stream(job.seed, job.plan.round, job.client, "scores"),
+    )
+    return wire.pack(wire.encode(found))
+
+
+def candidate_statistics(job: Job, candidates: ArrayRecord, batch: Dataset) -> ArrayRecord:
+    """Return the BatchNorm statistics of each candidate on local data: forward only."""
+    if len(batch.y) < 2:
+        raise DataError("BatchNorm statistics need two samples; raise data.min_per_client")
+    x, _ = local.tensors(batch)
+    measured = {}
+    for key, state in _decoded(job, candidates):
+        models.load_state(job.model, state)
+        measured[key] = wire.encode(batchnorm.measure(job.model, x))
+    return wire.pack_many(measured)
+
+
+def candidate_losses(
+    job: Job, candidates: ArrayRecord, statistics: ArrayRecord | None, batch: Dataset
+) -> list[float]:
+    """Return each candidate's loss in evaluation mode, under global statistics if given."""
+    schema = wire.Schema.of(batchnorm.statistics(job.model))
+    given = wire.unpack_many(statistics) if statistics is not None else {}
+    losses = []
+    for key, state in _decoded(job, candidates):
+        if key in given:
+            state = {**state, **wire.decode(given[key], schema).state}
+        models.load_state(job.model, state)
+        losses.append(local.evaluate(job.model, batch).loss)
+    return losses
+
+
+def _decoded(job: Job, candidates: ArrayRecord) -> Iterator[tuple[str, State]]:
+    for key, payload in wire.unpack_many(candidates).items():
+        yield key, wire.decode(payload, job.schema).state

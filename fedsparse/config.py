@@ -1,0 +1,307 @@
+"""The configuration of a run: TOML sections, checked, with every default written out.
+
+A configuration comes from a preset or a file, then `--set KEY=VALUE` on top. The
+strategy's own keys are checked by the strategy's `Settings` model, so a plug-in's
+keys are as well guarded as ours. Messages name the key, the value and the remedy.
+"""
+
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from fedsparse import registry
+from fedsparse.errors import ConfigError, did_you_mean
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+Density = Annotated[float, AfterValidator(_finite), Field(gt=0, le=1)]
+"""The kept fraction of the prunable weights, in (0, 1]."""
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunConfig(Section):
+    """`[run]`: what is repeated, and how often it is looked at."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    rounds: int = Field(default=20, ge=1)
+    eval_every: int = Field(default=1, ge=1, description="rounds between tests of the global model")
+    checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
+    keep_checkpoints: int = Field(default=3, ge=0, description="newest ones kept; 0 keeps all")
+
+
+class DataConfig(Section):
+    """`[data]`: where samples come from and how they are dealt to clients."""
+
+    name: str = "digits"
+    path: str | None = None
+    partition: Literal["iid", "dirichlet", "shards", "quantity", "natural"] = "dirichlet"
+    alpha: Finite = Field(default=0.5, gt=0, description="concentration of dirichlet and quantity")
+    min_per_client: int = Field(default=2, ge=1)
+    shards_per_client: int = Field(default=2, ge=1)
+    column: str | None = Field(default=None, description="column of the natural partition")
+    samples: int | None = Field(
+        default=None, ge=1, description="training samples used; all if unset"
+    )
+    test_samples: int | None = Field(default=None, ge=1)
+    public_samples: int = Field(default=0, ge=0, description="the server's own one-shot data")
+    client_test_fraction: Finite = Field(default=0.1, ge=0, lt=1)
+    features: int = Field(default=50, ge=1, description="synthetic regression: dimension")
+    nonzero: int = Field(default=5, ge=1, description="synthetic regression: true support")
+    noise: Finite = Field(default=0.1, ge=0, description="synthetic: noise level")
+    classes: int = Field(default=10, ge=2, description="synthetic images: classes")
+    image_size: int = Field(default=32, ge=4, description="synthetic images and folders: pixels")
+    channels: Literal[1, 3] = Field(default=3, description="synthetic images and folders")
+
+
+class ModelConfig(Section):
+    """`[model]`: a model of the zoo, or a dotted path to a factory."""
+
+    name: str = "cnn"
+    width: Finite = Field(default=1.0, gt=0, le=16)
+
+
+class ClientConfig(Section):
+    """`[client]`: local training."""
+
+    lr: Finite = Field(default=0.05, gt=0)
+    lr_decay: Finite = Field(default=1.0, gt=0, le=1, description="factor on lr after each round")
+    batch_size: int = Field(default=32, ge=1)
+    local_epochs: int = Field(default=1, ge=1)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: Finite = Field(default=0.9, ge=0, lt=1)
+    weight_decay: Finite = Field(default=0.0, ge=0)
+    keep_optimizer: bool = Field(default=False, description="momentum outlives the round")
+    backend: Literal["auto", "torch"] = "auto"
+
+
+class FleetConfig(Section):
+    """`[fleet]`: who takes part."""
+
+    clients: int = Field(default=10, ge=1)
+    clients_per_round: int | None = Field(default=None, ge=1, description="all if unset")
+    min_replies: Finite = Field(
+        default=0.5, gt=0, le=1, description="least fraction that must reply"
+    )
+    evaluate_clients: int = Field(default=100, ge=0, description="clients that test the last model")
+
+
+class EngineConfig(Section):
+    """`[engine]`: the grid that carries messages."""
+
+    name: Literal["auto", "inline", "ray", "flower"] = "auto"
+    workers: int | None = Field(default=None, ge=1, description="one a core if unset")
+    device: Literal["cpu"] = "cpu"
+    ray_address: str | None = None
+    timeout: Finite = Field(default=3600.0, gt=0, description="seconds a round waits for replies")
+
+
+class StrategySettings(Section):
+    """What every strategy's section holds; a strategy's `Settings` adds its own keys."""
+
+    name: str = "fedtiny"
+    density: Density = 0.1
+    values: Literal["f32", "f16", "bf16", "int8"] = Field(
+        default="f32", description="how kept values travel"
+    )
+
+
+class Config(BaseModel):
+    """A whole run. `strategy` is already checked by the strategy's own settings model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    strategy: dict[str, Any] = Field(default_factory=dict)
+    client: ClientConfig = ClientConfig()
+    fleet: FleetConfig = FleetConfig()
+    engine: EngineConfig = EngineConfig()
+
+    def to_json(self) -> str:
+        """Return the configuration as canonical JSON, as it travels to clients."""
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+
+    def to_toml(self) -> str:
+        """Return the configuration as TOML; unset values are left out."""
+        return tomli_w.dumps(
+            {
+                section: {k: v for k, v in values.items() if v is not None}
+                for section, values in self.model_dump().items()
+            }
+        )
+
+
+def resolve(tree: Mapping[str, Any]) -> Config:
+    """Check a nested mapping and return the configuration with all defaults.
+
+    Raises ConfigError, one line that names the key and the value, for unknown
+    sections, keys or names, wrong types and values out of range.
+    """
+    for section, values in tree.items():
+        if section not in Config.model_fields:
+            raise ConfigError(f"unknown section '[{section}]'{did_you_mean(section, _sections())}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"'{section}' is a section: write {section}.KEY = {values!r}")
+    strategy = dict(tree.get("strategy", {}))
+    name = strategy.get("name", StrategySettings.model_fields["name"].default)
+    if not isinstance(name, str):
+        raise ConfigError(f"strategy.name = {name!r}: must be a string")
+    settings = settings_of(name)
+    try:
+        checked = settings.model_validate(strategy)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, tree, {"strategy": settings}, ("strategy",))) from None
+    try:
+        config = Config.model_validate({**tree, "strategy": checked.model_dump()})
+    except ValidationError as error:
+        raise ConfigError(_explain(error, tree, {"strategy": settings})) from None
+    _check_together(config)
+    return config
+
+
+def settings_of(strategy: str) -> type[StrategySettings]:
+    """Return the settings model of a strategy by name or dotted path.
+
+    A class that does not say what its settings are (a strategy of Flower's own)
+    takes any key, and its constructor judges them.
+    """
+    found = getattr(registry.load("strategies", strategy), "Settings", None)
+    return found if found is not None else ForeignSettings
+
+
+class ForeignSettings(StrategySettings):
+    """Settings of a strategy that is not ours: every key goes to its constructor."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    density: Density = 1.0
+
+
+def from_json(text: str) -> Config:
+    """Rebuild a configuration that `Config.to_json` wrote, as clients receive it."""
+    try:
+        return Config.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"configuration from the server is not valid: {error}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raises ConfigError when it is missing, binary or broken."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file '{path}'; give a path to a TOML file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"'{path}' is a folder; give a path to a TOML file") from None
+    except PermissionError:
+        raise ConfigError(f"'{path}' cannot be read; check its permissions") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"'{path}' is not a text file; give a path to a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
+
+
+def override(tree: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Return `tree` with `section.key=value` assignments on top.
+
+    Values are read as TOML and, where that fails, as plain strings. Choosing another
+    strategy keeps only the keys that the new one knows.
+    """
+    merged = {section: dict(values) for section, values in tree.items()}
+    for text in sorted(assignments, key=lambda t: not t.startswith("strategy.name=")):
+        key, equals, value = text.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not equals or not dot or not name:
+            raise ConfigError(
+                f"--set '{text}' is not KEY=VALUE; example: --set strategy.density=0.05"
+            )
+        chosen = _toml_value(value.strip())
+        if (section, name) == ("strategy", "name") and isinstance(chosen, str):
+            merged["strategy"] = _known_to(chosen, merged.get("strategy", {}))
+        merged.setdefault(section, {})[name] = chosen
+    return merged
+
+
+def _known_to(strategy: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a strategy section that another strategy understands."""
+    known = settings_of(strategy).model_fields
+    dense = known["density"].default == 1.0
+    return {k: v for k, v in section.items() if k in known and not (dense and k == "density")}
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sections() -> list[str]:
+    return list(Config.model_fields)
+
+
+def keys(settings: Mapping[str, type[BaseModel]]) -> list[str]:
+    """Return every dotted key, given the settings model of the strategy section."""
+    found = []
+    for section, field in Config.model_fields.items():
+        model = settings.get(section, field.annotation)
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            found += [f"{section}.{name}" for name in model.model_fields]
+    return found
+
+
+def _explain(
+    error: ValidationError,
+    tree: Mapping[str, Any],
+    settings: Mapping[str, type[BaseModel]],
+    prefix: tuple[str, ...] = (),
+) -> str:
+    """Turn pydantic's first complaint into one line with the dotted key and the value."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in prefix + first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_nearest_key(key, keys(settings))}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    """Propose a key: first of the same section, then any with the same last name."""
+    section, _, name = key.partition(".")
+    own = [k.partition(".")[2] for k in known if k.startswith(f"{section}.")]
+    hint = did_you_mean(name, own)
+    if hint.startswith("; did"):
+        return f"; did you mean '{section}.{hint.split(chr(39))[1]}'?"
+    moved = [k for k in known if k.endswith(f".{name}")]
+    return f"; did you mean '{moved[0]}'?" if moved else hint
+
+
+def _check_together(config: Config) -> None:
+    """Refuse values that are each fine but do not go together."""
+    fleet = config.fleet
+    if fleet.clients_per_round is not None and fleet.clients_per_round > fleet.clients:
+        raise ConfigError(
+            f"fleet.clients_per_round = {fleet.clients_per_round} is more than fleet.clients = "
+            f"{fleet.clients}; lower it or register more clients"
+        )
+    for kind, name in (("models", config.model.name), ("datasets", config.data.name)):
+        if ":" not in name and name not in registry.names(kind):
+            raise registry.UnknownNameError(registry.SINGULAR[kind], name, registry.names(kind))

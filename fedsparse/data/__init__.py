@@ -1,0 +1,99 @@
+"""Data: where samples come from, and which client holds which."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from fedsparse import registry, seeds
+from fedsparse.config import DataConfig
+from fedsparse.data import partitions
+from fedsparse.data.dataset import ClientData, Dataset, FederatedData, Indices, Source
+from fedsparse.errors import DataError
+
+__all__ = ["ClientData", "Dataset", "FederatedData", "Source", "load", "partition_counts"]
+
+
+def load(data: DataConfig, *, clients: int, seed: int) -> FederatedData:
+    """Load a dataset and deal it to clients; a process does this once for each arguments.
+
+    The server's public samples come out of the training set first and belong to no
+    client. Raises DataError when samples are too few for what is asked.
+    """
+    return _load(data.model_dump_json(), clients, seed)
+
+
+@lru_cache(maxsize=2)
+def _load(text: str, clients: int, seed: int) -> FederatedData:
+    data = DataConfig.model_validate_json(text)
+    source: Source = registry.load("datasets", data.name)(data, seed)
+    needed = clients * data.min_per_client + data.public_samples
+    limit = min(len(source.train), data.samples or len(source.train))
+    if needed > limit:
+        raise DataError(
+            f"fleet.clients = {clients} with {data.min_per_client} samples each and "
+            f"{data.public_samples} public ones need {needed} samples, there are {limit}; "
+            "lower fleet.clients or data.public_samples"
+        )
+    chosen = _spread(source.train.y, limit, seeds.stream(seed, 0, seeds.SERVER, "samples"))
+    public, rest = _public(source.train, chosen, data.public_samples, seed)
+    test = source.test
+    if data.test_samples and data.test_samples < len(test):
+        rng = seeds.stream(seed, 0, seeds.SERVER, "test samples")
+        test = test.take(_spread(test.y, data.test_samples, rng))
+    train = source.train.take(rest)
+    column = None if source.column is None else source.column[rest]
+    partition = _deal(data, train, column, clients, seed)
+    return FederatedData(
+        train, test, source.train.take(public), partition, data.client_test_fraction, seed
+    )
+
+
+def _public(
+    train: Dataset, chosen: Indices, count: int, seed: int
+) -> tuple[Indices, Indices]:
+    """Split positions into the server's public samples and the clients'."""
+    rng = seeds.stream(seed, 0, seeds.SERVER, "public samples")
+    public = chosen[_spread(train.y[chosen], count, rng)]
+    return public, np.setdiff1d(chosen, public)
+
+
+def _spread(labels: np.ndarray, count: int, rng: np.random.Generator) -> Indices:
+    """Return `count` positions, each class in proportion as nearly as whole numbers allow."""
+    if count >= len(labels):
+        return np.arange(len(labels))
+    order = rng.permutation(len(labels))
+    if labels.dtype.kind == "f":
+        return np.sort(order[:count])
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        place[own] = (np.arange(len(own)) + rng.random()) / len(own)
+    return np.sort(np.argsort(place, kind="stable")[:count])
+
+
+def _deal(
+    data: DataConfig, train: Dataset, column: np.ndarray | None, clients: int, seed: int
+) -> list[Indices]:
+    rng = seeds.stream(seed, 0, seeds.SERVER, "partition")
+    if data.partition in ("dirichlet", "shards") and train.classes == 1:
+        raise DataError(
+            f"data.partition = '{data.partition}' needs classes, {data.name} has none; "
+            "use 'iid' or 'quantity'"
+        )
+    if data.partition == "dirichlet":
+        return partitions.dirichlet(train.y, clients, data.alpha, data.min_per_client, rng)
+    if data.partition == "shards":
+        return partitions.shards(train.y, clients, data.shards_per_client, rng)
+    if data.partition == "quantity":
+        return partitions.quantity(len(train), clients, data.alpha, data.min_per_client, rng)
+    if data.partition == "natural":
+        return partitions.natural(column, clients)
+    return partitions.iid(len(train), clients, rng)
+
+
+def partition_counts(federated: FederatedData) -> list[list[int]]:
+    """Return how many samples of each class each client has; one column for regression."""
+    if federated.classes == 1:
+        return [[len(own)] for own in federated.partition]
+    labels, classes = federated.train.y, federated.classes
+    return [np.bincount(labels[own], minlength=classes).tolist() for own in federated.partition]

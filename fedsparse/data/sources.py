@@ -1,0 +1,255 @@
+"""Sources on this machine: digits (embedded), Fashion-MNIST, IDX and NPZ files, folders.
+
+Each takes (data configuration, seed) and returns a training and a test set, ready for a
+model. Files are checked before they are believed; nothing is unpickled.
+"""
+
+import gzip
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsparse import seeds
+from fedsparse.config import DataConfig
+from fedsparse.data.dataset import Dataset, Source
+from fedsparse.errors import DataError, MissingExtraError
+
+FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "/usr/share/dataset-fashion-mnist")
+IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+
+def digits(data: DataConfig, seed: int) -> Source:
+    """scikit-learn's digits: 1,797 images of 8x8 pixels, 10 classes; a fifth is the test set."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = (bunch.images[:, None].astype(np.float32) - 8.0) / 8.0
+    return _split(Dataset(x, bunch.target.astype(np.int64), 10), 0.2, 0)
+
+
+def fashion_mnist(data: DataConfig, seed: int) -> Source:
+    """Fashion-MNIST: 70,000 grey images of 28x28 pixels, 10 classes, from its IDX files.
+
+    Looked for in data.path, then $FEDSPARSE_DATA/fashion-mnist, then where Debian's
+    package dataset-fashion-mnist puts it.
+    """
+    places = [data.path] if data.path else _fashion_places()
+    for place in places:
+        if _idx_file(Path(place), "train", "images") is not None:
+            return _read_idx_folder(Path(place))
+    raise DataError(
+        f"Fashion-MNIST's IDX files are not in {' or '.join(map(str, places))}; install Debian's "
+        "package dataset-fashion-mnist, or set data.path to their folder"
+    )
+
+
+def _fashion_places() -> list[str]:
+    own = os.environ.get("FEDSPARSE_DATA")
+    return [*([str(Path(own) / "fashion-mnist")] if own else []), *FASHION_FOLDERS]
+
+
+def idx(data: DataConfig, seed: int) -> Source:
+    """IDX files (as MNIST's) in the folder data.path: train and t10k or test, .gz or not."""
+    folder = _path(data, "idx", "a folder of IDX files")
+    if _idx_file(folder, "train", "images") is None:
+        raise DataError(f"'{folder}' has no train-images IDX file; set data.path to their folder")
+    return _read_idx_folder(folder)
+
+
+def npz(data: DataConfig, seed: int) -> Source:
+    """A .npz file: x_train, y_train, x_test, y_test; or x and y, a fifth of which is the test.
+
+    With data.column set, the array of that name says which client a sample is from.
+    """
+    path = _path(data, "npz", "a .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"'{path}' is no readable .npz file of plain arrays: {error}") from None
+    if "x_train" in arrays:
+        names: Sequence[str] = ("x_train", "y_train", "x_test", "y_test")
+    else:
+        names = ("x", "y")
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise DataError(f"'{path}' has no array '{missing[0]}'; it needs {', '.join(names)}")
+    labels = [arrays[name] for name in names[1::2]]
+    classes = _classes(np.concatenate(labels), str(path))
+    column = _column(arrays, data.column, str(path))
+    sets = [
+        Dataset(_scaled(arrays[x], str(path)), _labels(arrays[y], classes), classes)
+        for x, y in zip(names[::2], names[1::2], strict=True)
+    ]
+    for name, dataset in zip(names[::2], sets, strict=True):
+        _check_lengths(dataset, f"'{path}': {name}")
+    if len(sets) == 2:
+        _check_column(column, len(sets[0]), str(path))
+        return Source(sets[0], sets[1], column)
+    _check_column(column, len(sets[0]), str(path))
+    return _split(sets[0], 0.2, seed, column)
+
+
+def image_folder(data: DataConfig, seed: int) -> Source:
+    """A folder of class folders of images (extra `data`); train/ and test/ inside, or one set.
+
+    Images are resized to data.image_size and read with data.channels channels.
+    """
+    folder = _path(data, "image-folder", "a folder of class folders")
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        names = _class_names(folder / "train")
+        train = _read_images(folder / "train", names, data)
+        return Source(train, _read_images(folder / "test", names, data))
+    return _split(_read_images(folder, _class_names(folder), data), 0.2, seed)
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        raise DataError(f"'{folder}' has {len(names)} class folders; it needs two or more")
+    return names
+
+
+def _read_images(folder: Path, names: list[str], data: DataConfig) -> Dataset:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise MissingExtraError("data.name = 'image-folder'", "data") from None
+    size, mode = data.image_size, "L" if data.channels == 1 else "RGB"
+    images, labels = [], []
+    for label, name in enumerate(names):
+        for path in sorted((folder / name).iterdir() if (folder / name).is_dir() else []):
+            if path.suffix.lower() not in {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}:
+                continue
+            try:
+                with Image.open(path) as image:
+                    pixels = np.asarray(image.convert(mode).resize((size, size)), np.uint8)
+            except (UnidentifiedImageError, OSError) as error:
+                raise DataError(f"'{path}' is no readable image: {error}; remove it") from None
+            images.append(pixels.reshape(size, size, data.channels).transpose(2, 0, 1))
+            labels.append(label)
+    if not images:
+        raise DataError(f"'{folder}' holds no images in its class folders")
+    return Dataset(_scaled(np.stack(images), str(folder)), np.array(labels, np.int64), len(names))
+
+
+def _path(data: DataConfig, name: str, what: str) -> Path:
+    if data.path is None:
+        raise DataError(f"data.name = '{name}' needs data.path, {what}")
+    path = Path(data.path)
+    if not path.exists():
+        raise DataError(f"data.path = '{path}' does not exist; give {what}")
+    return path
+
+
+def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
+    """Return `train-images-idx3-ubyte[.gz]` and the like, whatever the punctuation."""
+    starts = (part,) if part == "train" else ("t10k", "test")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(starts) and kind in path.name and "idx" in path.name:
+            return path
+    return None
+
+
+def _read_idx_folder(folder: Path) -> Source:
+    sets = []
+    for part in ("train", "t10k"):
+        paths = [_idx_file(folder, part, kind) for kind in ("images", "labels")]
+        if paths[0] is None or paths[1] is None:
+            raise DataError(f"'{folder}' lacks the {part} images or labels; it needs both")
+        images, labels = read_idx(paths[0]), read_idx(paths[1])
+        classes = _classes(labels, str(paths[1]))
+        dataset = Dataset(_scaled(images, str(paths[0])), _labels(labels, classes), classes)
+        _check_lengths(dataset, f"'{paths[0]}'")
+        sets.append(dataset)
+    classes = max(dataset.classes for dataset in sets)
+    train, test = (Dataset(d.x, d.y, classes) for d in sets)
+    return Source(train, test)
+
+
+def read_idx(path: Path) -> NDArray[Any]:
+    """Read one IDX file, gzipped or not; raises DataError when it is damaged or no IDX."""
+    try:
+        content = path.read_bytes()
+        raw = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"'{path}' cannot be read: {error}") from None
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES:
+        raise DataError(f"'{path}' is no IDX file: it starts with {raw[:4].hex()}")
+    dimensions = raw[3]
+    shape = tuple(int(d) for d in np.frombuffer(raw[4 : 4 + 4 * dimensions], ">u4"))
+    kind = np.dtype(IDX_TYPES[raw[2]])
+    expected = int(np.prod(shape, dtype=object)) * kind.itemsize + 4 + 4 * dimensions
+    if len(shape) != dimensions or len(raw) != expected:
+        raise DataError(f"'{path}' holds {len(raw)} bytes, its header says {expected}")
+    return np.frombuffer(raw, kind, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _scaled(x: NDArray[Any], where: str) -> NDArray[Any]:
+    """Return samples as a model takes them: images centred, tokens and features as they are."""
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
+            x = x.transpose(0, 3, 1, 2)
+        x = x[:, None] if x.ndim == 3 else x
+        return np.ascontiguousarray((x.astype(np.float32) - 127.5) / 63.75)
+    if x.dtype.kind in "iu" and x.ndim == 2:
+        return x.astype(np.int64)
+    if x.dtype.kind not in "fiu" or x.ndim < 2:
+        raise DataError(f"{where}: samples are {x.dtype} of shape {x.shape}; use numbers, (n, ...)")
+    if not np.isfinite(x).all():
+        raise DataError(f"{where}: samples hold NaN or infinity; clean them first")
+    return np.ascontiguousarray(x, np.float32)
+
+
+def _classes(labels: NDArray[Any], where: str) -> int:
+    """Return the number of classes, 1 for real-valued targets."""
+    if labels.ndim != 1 or not len(labels):
+        raise DataError(f"{where}: labels have shape {labels.shape}; use one a sample")
+    if labels.dtype.kind == "f":
+        if not np.isfinite(labels).all():
+            raise DataError(f"{where}: labels hold NaN or infinity; clean them first")
+        return 1
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise DataError(f"{where}: labels must be integers from 0 on, or real numbers")
+    highest = int(labels.max())
+    if highest >= 1_000_000:
+        raise DataError(f"{where}: the highest label is {highest}; number classes from 0 on")
+    return max(2, highest + 1)
+
+
+def _labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
+    return labels.astype(np.float32 if classes == 1 else np.int64)
+
+
+def _check_lengths(dataset: Dataset, where: str) -> None:
+    if len(dataset.x) != len(dataset.y):
+        raise DataError(f"{where}: {len(dataset.x)} samples, {len(dataset.y)} labels")
+
+
+def _column(arrays: dict[str, NDArray[Any]], name: str | None, where: str) -> NDArray[Any] | None:
+    if name is None:
+        return None
+    if name not in arrays:
+        raise DataError(f"{where} has no array '{name}'; it has {', '.join(sorted(arrays))}")
+    return arrays[name]
+
+
+def _check_column(column: NDArray[Any] | None, samples: int, where: str) -> None:
+    if column is not None and column.shape != (samples,):
+        raise DataError(f"{where}: the column has shape {column.shape}, not ({samples},)")
+
+
+def _split(
+    data: Dataset, fraction: float, seed: int, column: NDArray[Any] | None = None
+) -> Source:
+    """Hold out a random test set by the seed."""
+    order = seeds.stream(seed, 0, seeds.SERVER, "test set").permutation(len(data))
+    held = round(fraction * len(data))
+    test, train = np.sort(order[:held]), np.sort(order[held:])
+    return Source(data.take(train), data.take(test), None if column is None else column[train])

@@ -1,0 +1,77 @@
+"""The one family of errors that fedsparse raises on purpose.
+
+Each message is one line that names the bad value and the remedy; the command
+line prints it and leaves with the error's exit code, without a traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedSparseError(Exception):
+    """Base of every error that fedsparse raises on purpose.
+
+    `exit_code` is what the command line leaves with: 2 is the user's mistake.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(FedSparseError):
+    """A configuration value is missing, of the wrong type, or out of range."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that nothing is registered under; the message names the nearest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        choices = sorted(known)
+        super().__init__(f"unknown {kind} '{name}'{did_you_mean(name, choices)}")
+
+
+class MaskError(FedSparseError):
+    """Masks, scores or densities that do not fit each other or their model."""
+
+
+class WireError(FedSparseError):
+    """A payload that is truncated, damaged, hostile, or not meant for this model."""
+
+
+class DataError(FedSparseError):
+    """A data source that is missing, unreadable or too small for what is asked."""
+
+
+class ModelError(FedSparseError):
+    """A model that does not fit the data or the state it is given."""
+
+
+class TrainingError(FedSparseError):
+    """Local training that cannot go on, such as a loss that is not finite."""
+
+
+class GridError(FedSparseError):
+    """A grid that cannot be built or that lost its workers."""
+
+
+class TooFewRepliesError(GridError):
+    """A round with fewer replies than its stated minimum; the run is resumable."""
+
+
+class RunFolderError(FedSparseError):
+    """A run folder that is missing, broken, in use, or not writable."""
+
+
+class MissingExtraError(FedSparseError):
+    """A feature whose optional packages are not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs extra packages: pip install 'fedsparse[{extra}]'")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the tail of a message that proposes the nearest of `known` names."""
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; choose one of: {', '.join(choices)}" if choices else ""

@@ -1,0 +1,97 @@
+"""What server and clients say to each other: message types and record layouts.
+
+The layout is Flower's own (`arrays`, `config`, `metrics`), so strategies and clients
+of other makers meet ours. What is ours travels in two configuration entries: the
+run's configuration, and the plan of this round.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+from fedsparse import config as configuration
+from fedsparse.errors import ConfigError
+
+TRAIN = "train"
+EVALUATE = "evaluate"
+IDENTIFY = "query"
+SCORE = "query.score"
+STATISTICS = "query.statistics"
+LOSSES = "query.losses"
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+GROWTH = "growth"
+CANDIDATES = "candidates"
+
+EXPERIMENT_KEY = "experiment"
+PLAN_KEY = "plan"
+ROUND_KEY = "server-round"
+EXAMPLES_KEY = "num-examples"
+CLIENT_KEY = "partition-id"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the server asks of a client in one round.
+
+    `grow` maps a layer's name to the number of largest gradients among its pruned
+    weights that the client returns; `criterion` names the score of a `SCORE` query;
+    `samples` bounds the local samples used by a query.
+    """
+
+    round: int = 0
+    values: str = "f32"
+    proximal_mu: float = 0.0
+    grow: Mapping[str, int] = field(default_factory=dict)
+    criterion: str = ""
+    samples: int = 0
+
+
+def write_config(config: configuration.Config, plan: Plan) -> ConfigRecord:
+    """Return the configuration record that carries a run's configuration and a plan."""
+    return ConfigRecord(
+        {
+            EXPERIMENT_KEY: config.to_json(),
+            PLAN_KEY: json.dumps(asdict(plan), sort_keys=True),
+            ROUND_KEY: plan.round,
+        }
+    )
+
+
+def read_config(record: ConfigRecord) -> tuple[configuration.Config, Plan]:
+    """Return the configuration and the plan of a message.
+
+    A message without a plan (a strategy of another maker) means plain training in the
+    round that Flower's own key names. Raises ConfigError when there is no configuration.
+    """
+    text = record.get(EXPERIMENT_KEY)
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"the message carries no '{EXPERIMENT_KEY}' entry; start the run with fedsparse, "
+            "or put Config.to_json() into the strategy's train_config and evaluate_config"
+        )
+    round_number = record.get(ROUND_KEY, 0)
+    plan = Plan(round=round_number if isinstance(round_number, int) else 0)
+    planned = record.get(PLAN_KEY)
+    if isinstance(planned, str):
+        plan = _read_plan(planned)
+    return _parse(text), plan
+
+
+@lru_cache(maxsize=8)
+def _parse(text: str) -> configuration.Config:
+    return configuration.from_json(text)
+
+
+def _read_plan(text: str) -> Plan:
+    try:
+        entries: dict[str, Any] = json.loads(text)
+        return Plan(**entries)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the round's plan cannot be read: {error}") from None

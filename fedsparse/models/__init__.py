@@ -1,0 +1,29 @@
+"""The model zoo: networks small enough for the edge, and their states."""
+
+import math
+
+from torch import nn
+
+from fedsparse import registry
+from fedsparse.errors import ModelError
+from fedsparse.models.state import blocks, get_state, load_state, prunable, shapes
+
+__all__ = ["blocks", "build", "get_state", "load_state", "prunable", "shapes"]
+
+
+def build(
+    name: str, *, input_shape: tuple[int, ...], classes: int, width: float = 1.0
+) -> nn.Module:
+    """Build a model of the zoo, or of a dotted path, with fresh weights.
+
+    `input_shape` is that of one sample. Raises UnknownNameError, and ModelError for a
+    width that is not positive or an input that the model cannot take.
+    """
+    if not (math.isfinite(width) and width > 0):
+        raise ModelError(f"model.width = {width}: must be a positive number")
+    if classes < 1:
+        raise ModelError(f"a model with {classes} classes cannot be built; pass 1 or more")
+    model = registry.load("models", name)(input_shape, classes, width)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model '{name}' returned a {type(model).__name__}, not a torch module")
+    return model

@@ -1,0 +1,70 @@
+"""Names of strategies, models, datasets and the like, found without importing them.
+
+A name is built in, or comes from an installed package's entry point in the group
+`fedsparse.<kind>`, or is itself a dotted path `module:attribute`.
+"""
+
+import importlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from fedsparse.errors import ConfigError, UnknownNameError
+
+BUILTIN: Mapping[str, Mapping[str, str]] = {
+    "strategies": {
+        "fedavg": "strategies.fedavg:FedAvg",
+        "static": "strategies.static_mask:StaticMask",
+        "fedtiny": "strategies.fedtiny:FedTiny",
+    },
+    "models": {
+        "mlp": "fedsparse.models.small:mlp",
+        "cnn": "fedsparse.models.small:cnn",
+        "leaf-cnn": "fedsparse.models.small:leaf_cnn",
+        "paper-cnn": "fedsparse.models.small:paper_cnn",
+        "linear": "fedsparse.models.small:linear",
+        "resnet18": "fedsparse.models.resnet:resnet18",
+        "mobilenet-v1": "fedsparse.models.mobilenet:mobilenet_v1",
+        "transformer": "fedsparse.models.transformer:transformer",
+    },
+    "datasets": {
+        "digits": "fedsparse.data.sources:digits",
+        "fashion-mnist": "fedsparse.data.sources:fashion_mnist",
+        "idx": "fedsparse.data.sources:idx",
+        "npz": "fedsparse.data.sources:npz",
+        "image-folder": "fedsparse.data.sources:image_folder",
+        "huggingface": "fedsparse.data.hub:huggingface",
+        "synthetic-regression": "fedsparse.data.synthetic:sparse_regression",
+        "synthetic-images": "fedsparse.data.synthetic:images",
+    },
+}
+
+SINGULAR = {"strategies": "strategy", "models": "model", "datasets": "dataset"}
+
+
+@cache
+def names(kind: str) -> Mapping[str, str]:
+    """Return every registered name of a kind with the dotted path behind it."""
+    found = dict(BUILTIN[kind])
+    for point in entry_points(group=f"fedsparse.{kind}"):
+        found.setdefault(point.name, point.value)
+    return found
+
+
+def load(kind: str, name: str) -> Any:
+    """Import what a name or a dotted path `module:attribute` stands for.
+
+    Raises UnknownNameError for a name that is not registered, ConfigError for a
+    dotted path that cannot be imported.
+    """
+    path = names(kind).get(name)
+    if path is None:
+        if ":" not in name:
+            raise UnknownNameError(SINGULAR[kind], name, names(kind))
+        path = name
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"cannot import '{path}' ({error}); is its package installed?") from error

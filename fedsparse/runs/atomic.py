@@ -1,0 +1,73 @@
+"""Files that are whole or absent, whenever the process dies.
+
+A file is written beside its place under a temporary name, flushed to the disk and
+renamed; the rest of `fedsparse.runs` writes through here. Errors of the operating
+system become RunFolderError, one line with the remedy.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedsparse.errors import RunFolderError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn an OSError into a RunFolderError that names `folder` and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            message = (
+                f"the disk of '{folder}' is full; what was finished is kept: free some space, "
+                "then use `fedsparse resume`, or choose another --out"
+            )
+        elif error.errno in _READ_ONLY:
+            message = f"'{folder}' cannot be written; check its permissions or choose another --out"
+        else:
+            message = f"'{folder}' cannot be written: {error.strerror or error}"
+        raise RunFolderError(message) from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that `path` holds the old content or the new, never a part.
+
+    The content is on the disk when this returns. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's list of names on the disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in `folder`; only for the one that holds its lock."""
+    for path in folder.glob(".*.tmp-*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

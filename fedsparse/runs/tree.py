@@ -1,0 +1,106 @@
+"""A nested structure as JSON beside numbered tensors, and back, without pickle.
+
+Checkpoints are made of this. Arrays, bytes and numpy scalars become tensors; what JSON
+cannot hold (nan, infinities, tuples, keys that are no strings) is written as a one-entry
+object whose key starts with '$'.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsparse.errors import RunFolderError
+
+Tensors = dict[str, NDArray[Any]]
+
+_NATIVE = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+"""Kinds and bytes of the numbers that safetensors holds."""
+
+
+def encode(tree: Any, tensors: Tensors, where: str = "") -> Any:
+    """Return `tree` as JSON-able values; its arrays are added to `tensors` by number.
+
+    Raises RunFolderError for a value that cannot be stored, with its place in the tree.
+    """
+    if tree is None or isinstance(tree, bool | str):
+        return tree
+    if isinstance(tree, np.ndarray):
+        return {"$array": _store(tree, tensors, where)}
+    if isinstance(tree, np.generic):
+        return {"$scalar": _store(np.asarray(tree), tensors, where)}
+    if isinstance(tree, bytes):
+        return {"$bytes": _store(np.frombuffer(tree, np.uint8), tensors, where)[0]}
+    if isinstance(tree, int):
+        return tree
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else {"$float": repr(tree)}
+    if isinstance(tree, list | tuple):
+        items = [encode(v, tensors, f"{where}/{i}") for i, v in enumerate(tree)]
+        return items if isinstance(tree, list) else {"$tuple": items}
+    if isinstance(tree, Mapping):
+        return _encode_mapping(tree, tensors, where)
+    raise RunFolderError(
+        f"cannot store {type(tree).__name__} at '{where or '/'}' of a checkpoint; "
+        "use numpy arrays, bytes, numbers, strings, lists and dicts"
+    )
+
+
+def decode(node: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
+    """Return what `encode` was given; arrays are writable copies.
+
+    Raises KeyError, TypeError or ValueError when the two do not fit each other.
+    """
+    if isinstance(node, list):
+        return [decode(item, tensors) for item in node]
+    if not isinstance(node, dict):
+        return node
+    value: Any
+    tag, value = next(iter(node.items())) if len(node) == 1 else ("", None)
+    match tag:
+        case "$array":
+            return _fetch(value, tensors)
+        case "$scalar":
+            return _fetch(value, tensors)[()]
+        case "$bytes":
+            return tensors[value].tobytes()
+        case "$float":
+            return float(value)
+        case "$tuple":
+            return tuple(decode(item, tensors) for item in value)
+        case "$map":
+            return {decode(k, tensors): decode(v, tensors) for k, v in value}
+    return {key: decode(item, tensors) for key, item in node.items()}
+
+
+def _encode_mapping(tree: Mapping[Any, Any], tensors: Tensors, where: str) -> Any:
+    if all(isinstance(key, str) and not key.startswith("$") for key in tree):
+        return {key: encode(value, tensors, f"{where}/{key}") for key, value in tree.items()}
+    pairs = tree.items()
+    return {"$map": [[encode(k, tensors), encode(v, tensors, f"{where}/{k}")] for k, v in pairs]}
+
+
+def _store(array: NDArray[Any], tensors: Tensors, where: str) -> list[Any]:
+    """Add an array under the next number; one that safetensors lacks goes as its bytes."""
+    if array.dtype.hasobject:
+        raise RunFolderError(
+            f"cannot store an array of objects at '{where or '/'}' of a checkpoint; "
+            "use numbers, bytes or strings"
+        )
+    name = str(len(tensors))
+    little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    if f"{little.dtype.kind}{little.dtype.itemsize}" in _NATIVE:
+        tensors[name] = little
+        return [name]
+    tensors[name] = np.frombuffer(little.tobytes(), np.uint8)
+    return [name, little.dtype.str, list(little.shape)]
+
+
+def _fetch(stored: list[Any], tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    name, *kind = stored
+    if not kind:
+        return tensors[name].copy()
+    dtype, shape = kind
+    return np.frombuffer(tensors[name].tobytes(), np.dtype(dtype)).reshape(shape).copy()

@@ -1,0 +1,36 @@
+"""Masks, criteria, layer-wise allocation, schedules, adjustment and cost."""
+
+from fedsparse.sparsity.adjust import grow_and_prune, prune_and_grow
+from fedsparse.sparsity.allocation import check_density, er, erk, layer_counts, rescale, uniform
+from fedsparse.sparsity.compose import mask_from_scores, static_mask, top_mask, top_mask_global
+from fedsparse.sparsity.cost import LayerCost, MemoryCost, ModelCost
+from fedsparse.sparsity.criteria import CRITERIA, scores
+from fedsparse.sparsity.mask import Mask, State
+from fedsparse.sparsity.schedules import Schedule, constant, cosine, cubic, linear
+
+__all__ = [
+    "CRITERIA",
+    "LayerCost",
+    "Mask",
+    "MemoryCost",
+    "ModelCost",
+    "Schedule",
+    "State",
+    "check_density",
+    "constant",
+    "cosine",
+    "cubic",
+    "er",
+    "erk",
+    "grow_and_prune",
+    "layer_counts",
+    "linear",
+    "mask_from_scores",
+    "prune_and_grow",
+    "rescale",
+    "scores",
+    "static_mask",
+    "top_mask",
+    "top_mask_global",
+    "uniform",
+]

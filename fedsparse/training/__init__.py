@@ -1,0 +1,1 @@
+"""Training shared by server and clients: local steps, evaluation, BatchNorm statistics."""

@@ -1,0 +1,188 @@
+"""Local training and evaluation of a masked model with torch: the reference backend.
+
+Gradients are masked, so pruned weights, and the optimizer's state for them, stay
+exactly zero: no weight decay, momentum or Adam step can move them.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedsparse.config import ClientConfig
+from fedsparse.data import Dataset
+from fedsparse.errors import TrainingError
+from fedsparse.sparsity import Mask, State
+
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training did: mean loss over the last epoch, samples seen, its optimizer."""
+
+    loss: float
+    accuracy: float
+    samples: int
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A test: mean loss, accuracy (R^2 for regression), number of samples."""
+
+    loss: float
+    accuracy: float
+    samples: int
+
+
+def tensors(data: Dataset) -> tuple[Tensor, Tensor]:
+    """Return a dataset as tensors that share its memory where they can."""
+    x = torch.from_numpy(np.ascontiguousarray(data.x))
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x, torch.from_numpy(np.ascontiguousarray(data.y))
+
+
+def loss_of(classes: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss: cross-entropy, or squared error when there is one output."""
+    if classes == 1:
+        return lambda output, y: nn.functional.mse_loss(output.squeeze(1), y.float())
+    return nn.functional.cross_entropy
+
+
+def batches(samples: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Yield shuffled index batches; a last batch of one joins the batch before it.
+
+    BatchNorm cannot normalise a single sample.
+    """
+    order = rng.permutation(samples)
+    edges = list(range(0, samples, size)) + [samples]
+    if len(edges) > 2 and edges[-1] - edges[-2] == 1:
+        del edges[-2]
+    for start, stop in zip(edges, edges[1:], strict=False):
+        yield order[start:stop]
+
+
+def make_optimizer(model: nn.Module, settings: ClientConfig, lr: float) -> torch.optim.Optimizer:
+    """Return the client's optimizer over every trainable parameter."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    settings: ClientConfig,
+    *,
+    rng: np.random.Generator,
+    mask: Mask | None = None,
+    lr: float | None = None,
+    epochs: int | None = None,
+    proximal_mu: float = 0.0,
+    optimizer_state: Mapping[str, State] | None = None,
+) -> Trained:
+    """Train `model` in place on `data` with masked gradients.
+
+    `proximal_mu` adds mu/2 ||w - w_0||^2 (FedProx, eq. 2), w_0 being the weights on
+    entry. Raises TrainingError when the loss is not finite.
+    """
+    x, y = tensors(data)
+    loss_function = loss_of(data.classes)
+    optimizer = make_optimizer(model, settings, settings.lr if lr is None else lr)
+    load_optimizer(optimizer, model, optimizer_state or {})
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    kept = _masks(model, mask)
+    start = [p.detach().clone() for p in parameters] if proximal_mu else []
+    model.train(len(y) > 1)
+    total = correct = torch.zeros(())
+    seen = 0
+    epochs = settings.local_epochs if epochs is None else epochs
+    for epoch in range(epochs):
+        total, correct = torch.zeros(()), torch.zeros(())
+        for index in batches(len(y), settings.batch_size, rng):
+            chosen = torch.from_numpy(index)
+            target = y[chosen]
+            optimizer.zero_grad(set_to_none=True)
+            output = model(x[chosen])
+            loss = loss_function(output, target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if proximal_mu:
+                moved = torch._foreach_sub([p.detach() for p in parameters], start)
+                torch._foreach_add_(gradients, moved, alpha=proximal_mu)
+            if kept:
+                torch._foreach_mul_([p.grad for p, _ in kept], [m for _, m in kept])
+            optimizer.step()
+            total = total + loss.detach() * len(index)
+            correct = correct + (output.detach().argmax(1) == target).sum()
+            seen += len(index)
+        if not math.isfinite(float(total)):
+            raise TrainingError(
+                f"the loss is {float(total)} after epoch {epoch + 1}; "
+                f"lower client.lr (now {optimizer.param_groups[0]['lr']:g})"
+            )
+    return Trained(float(total) / len(y), float(correct) / len(y), seen, optimizer)
+
+
+def _masks(model: nn.Module, mask: Mask | None) -> list[tuple[nn.Parameter, Tensor]]:
+    """Pair each masked parameter with its mask in the parameter's memory layout."""
+    if mask is None:
+        return []
+    parameters = dict(model.named_parameters())
+    pairs = []
+    for name, bits in mask.items():
+        factor = torch.empty_like(parameters[name])
+        factor.copy_(torch.from_numpy(np.array(bits)))
+        pairs.append((parameters[name], factor))
+    return pairs
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Dataset) -> Evaluated:
+    """Test the model in evaluation mode; the mode is put back afterwards."""
+    x, y = tensors(data)
+    if not len(y):
+        return Evaluated(math.nan, math.nan, 0)
+    training = model.training
+    model.eval()
+    outputs = torch.cat([model(part) for part in x.split(EVALUATION_BATCH)])
+    model.train(training)
+    loss = float(loss_of(data.classes)(outputs, y))
+    if data.classes == 1:
+        spread = float(y.float().var(correction=0))
+        accuracy = 1.0 - loss / spread if spread > 0 else math.nan
+    else:
+        accuracy = float((outputs.argmax(1) == y).float().mean())
+    return Evaluated(loss, accuracy, len(y))
+
+
+def optimizer_slots(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, State]:
+    """Return the optimizer's tensors by slot and parameter name, to outlive a round."""
+    slots: dict[str, State] = {}
+    for name, parameter in model.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                slots.setdefault(slot, {})[name] = np.array(value.detach(), np.float32, order="C")
+    return slots
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, slots: Mapping[str, State]
+) -> None:
+    """Give an optimizer the tensors that `optimizer_slots` returned."""
+    for slot, values in slots.items():
+        for name, parameter in model.named_parameters():
+            if name in values:
+                stored = torch.from_numpy(np.array(values[name]))
+                if stored.ndim:
+                    stored = torch.empty_like(parameter).copy_(stored)
+                optimizer.state[parameter][slot] = stored

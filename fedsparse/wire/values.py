@@ -1,0 +1,88 @@
+"""Values of kept entries: f32 as they are, f16, bf16, or int8 with one scale a tensor.
+
+f32 keeps every bit. f16 and bf16 round to nearest even; a value beyond f16's range is
+refused. int8 is symmetric: scale = max |v| / 127, so zero stays zero.
+"""
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsparse.errors import WireError
+
+KINDS = ("f32", "f16", "bf16", "int8")
+BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
+_SCALE = struct.Struct("<f")
+
+Values = NDArray[np.float32]
+
+
+def size(kind: str, count: int) -> int:
+    """Return the bytes of `count` values."""
+    return BYTES[kind] * count + (_SCALE.size if kind == "int8" and count else 0)
+
+
+def write(values: Values, kind: str) -> bytes:
+    """Return the bytes of float32 values; raises WireError when they do not fit the kind."""
+    if kind == "f32":
+        return values.astype("<f4", copy=False).tobytes()
+    if not np.isfinite(values).all():
+        raise WireError(f"NaN or infinity cannot travel as {kind}; use values = 'f32'")
+    if kind == "f16":
+        with np.errstate(over="ignore"):
+            half = values.astype("<f2")
+        if not np.isfinite(half).all():
+            raise WireError(
+                f"{np.abs(values).max():g} is beyond f16's range; use values = 'bf16' or 'f32'"
+            )
+        return half.tobytes()
+    if kind == "bf16":
+        return _to_bf16(values).tobytes()
+    return _to_int8(values)
+
+
+def _to_bf16(values: Values) -> NDArray[np.uint16]:
+    """Round to nearest even on the upper half of the bits; the largest stay finite."""
+    bits = values.astype("<f4", copy=False).view("<u4")
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    rounded = np.where((rounded & 0x7F80) == 0x7F80, (bits >> 16), rounded)
+    return rounded.astype("<u2")
+
+
+def _to_int8(values: Values) -> bytes:
+    if not len(values):
+        return b""
+    scale = np.float32(np.abs(values).max() / np.float32(127))
+    if not scale:
+        return _SCALE.pack(0.0) + bytes(len(values))
+    return _SCALE.pack(scale) + np.clip(np.rint(values / scale), -127, 127).astype("i1").tobytes()
+
+
+def read(raw: memoryview, kind: str, count: int, finite: bool) -> Values:
+    """Return `count` values as float32; raises WireError when any may not be there.
+
+    `raw` holds exactly `size(kind, count)` bytes.
+    """
+    values = _read(raw, kind, count)
+    if finite and not np.isfinite(values).all():
+        raise WireError("the payload holds NaN or infinity; the sender's training diverged")
+    return values
+
+
+def _read(raw: memoryview, kind: str, count: int) -> Values:
+    if kind == "f32":
+        return np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
+    if kind == "f16":
+        return np.frombuffer(raw, "<f2").astype(np.float32)
+    if kind == "bf16":
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    if not count:
+        return np.empty(0, np.float32)
+    (scale,) = _SCALE.unpack_from(raw)
+    if not np.isfinite(scale) or scale < 0:
+        raise WireError(f"an int8 tensor has the scale {scale}")
+    steps: NDArray[Any] = np.frombuffer(raw[_SCALE.size :], "i1")
+    return steps.astype(np.float32) * np.float32(scale)

@@ -1,0 +1,1 @@
+"""The simulator: the cohort grid, its workers, engines, presets and reports."""

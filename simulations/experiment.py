@@ -1,0 +1,135 @@
+"""Run or resume an experiment on this machine or a Ray cluster: engine, grid, folder.
+
+The engine only carries messages. Which one is used changes how long a run takes, never
+a bit of its result.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedsparse.runs.progress import Progress, Silent
+from flwr.serverapp import Grid
+
+from fedsparse.config import Config
+from fedsparse.errors import ConfigError
+from fedsparse.runs import RunFolder
+from strategies import foreign
+from strategies.execute import execute
+from strategies.task import Task
+
+CLIENT_APP = "clients.client_app:app"
+
+RAY_PAYS_FLOPS = 2e12
+"""Arithmetic of a run above which starting workers takes less time than it saves."""
+
+Summary = dict[str, Any]
+
+
+def run_experiment(
+    config: Config, out: Path, *, command: str, progress: Progress | None = None
+) -> Summary:
+    """Run a configuration into a new folder and return its summary.
+
+    Everything that can be refused is refused before the folder is made.
+    """
+    check_engine(config)
+    task = Task.of(config)
+    strategy = foreign.make(task)
+    folder = RunFolder.create(out, config, command=command)
+    with folder.lock():
+        return _drive(task, strategy, folder, progress or Silent())
+
+
+def resume_experiment(path: Path, *, progress: Progress | None = None) -> Summary:
+    """Continue an interrupted run to the same bits as one that was never interrupted.
+
+    A finished run is left as it is and its summary returned.
+    """
+    folder = RunFolder.open(path)
+    if folder.finished:
+        return folder.summary()
+    with folder.lock():
+        task = Task.of(folder.config)
+        return _drive(task, foreign.make(task), folder, progress or Silent())
+
+
+def _drive(task: Task, strategy: Any, folder: RunFolder, progress: Progress) -> Summary:
+    """Carry the run on the engine that the configuration names."""
+    engine = choose_engine(task)
+    progress.note(f"engine: {engine}, {workers_of(task.config)} worker(s)")
+
+    def on(grid: Grid) -> Summary:
+        if hasattr(grid, "progress"):
+            grid.progress = progress.clients
+        return execute(task, strategy, grid, folder, progress)
+
+    try:
+        return _carriers()[engine](task.config, on)
+    finally:
+        progress.stop()
+
+
+def check_engine(config: Config) -> None:
+    """Refuse what an engine cannot do; raises ConfigError."""
+    if config.engine.name == "flower" and config.client.keep_optimizer:
+        raise ConfigError(
+            "client.keep_optimizer = true: Flower's engine gives no access to its clients' state, "
+            "so the run could not be resumed; use --engine inline or ray"
+        )
+
+
+def choose_engine(task: Task) -> str:
+    """Return the engine: the one named, or by the amount of arithmetic for `auto`."""
+    config = task.config
+    if config.engine.name != "auto":
+        return config.engine.name
+    if config.engine.ray_address:
+        return "ray"
+    share = (config.fleet.clients_per_round or config.fleet.clients) / config.fleet.clients
+    samples = len(task.data.train.y) * share * config.client.local_epochs * config.run.rounds
+    heavy = task.cost.train_flops(1) * samples > RAY_PAYS_FLOPS
+    return "ray" if heavy and workers_of(config) > 1 else "inline"
+
+
+def workers_of(config: Config) -> int:
+    """Return how many clients train at once: as set, or one a core of this machine."""
+    return config.engine.workers or len(os.sched_getaffinity(0))
+
+
+Carrier = Callable[[Config, Callable[[Grid], Summary]], Summary]
+
+
+def _carriers() -> dict[str, Carrier]:
+    return {"inline": _inline, "ray": _ray, "flower": _flower}
+
+
+def _inline(config: Config, on: Callable[[Grid], Summary]) -> Summary:
+    from simulations.grid import CohortGrid, InlineExecutor
+
+    executor = InlineExecutor(CLIENT_APP)
+    with CohortGrid(CLIENT_APP, clients=config.fleet.clients, executor=executor) as grid:
+        return on(grid)
+
+
+def _ray(config: Config, on: Callable[[Grid], Summary]) -> Summary:
+    from simulations.grid import CohortGrid
+    from simulations.ray_workers import RayExecutor
+
+    executor = RayExecutor(
+        CLIENT_APP, workers=workers_of(config), address=config.engine.ray_address
+    )
+    with CohortGrid(CLIENT_APP, clients=config.fleet.clients, executor=executor) as grid:
+        return on(grid)
+
+
+def _flower(config: Config, on: Callable[[Grid], Summary]) -> Summary:
+    from simulations.flower_engine import run_with_flower
+
+    return run_with_flower(
+        lambda grid, context: on(grid),
+        CLIENT_APP,
+        clients=config.fleet.clients,
+        workers=workers_of(config),
+    )

@@ -1,0 +1,114 @@
+"""Every touch of Flower's internals that a grid of our own needs, for flwr 1.41.
+
+Flower offers no public way to say who a process is, to number a message, or to store a
+context. When a new flwr comes, this module and its test are what must be looked at.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsparse.errors import GridError
+
+SERVER_NODE = 1
+RAISED = 2
+"""Flower's CLIENT_APP_RAISED_EXCEPTION."""
+CRASHED = 8
+"""Flower's CLIENT_APP_CRASHED."""
+
+
+def become_server(run_id: int) -> None:
+    """Say who this process is; without it `Message(...)` raises."""
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SERVER_NODE
+
+
+def number(message: Message, message_id: str) -> None:
+    """Give a message its id, which replies quote; Flower's link does the same."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def message_of(metadata: Metadata, records: Mapping[str, Any]) -> Message:
+    """Rebuild a message from its parts in another process."""
+    return Message(metadata=metadata, content=RecordDict(dict(records)))
+
+
+def error_reply(message: Message, code: int, reason: str) -> Message:
+    """Return the error that stands for a client's reply, as Flower's engine does."""
+    return Message(Error(code, reason), reply_to=message)
+
+
+def new_context(
+    run_id: int, node: int, client: int, clients: int, run_config: Mapping[str, Any], state: Any
+) -> Context:
+    """Return a client's context, its state as `plain_state` left it."""
+    return Context(
+        run_id=run_id,
+        node_id=node,
+        node_config={"partition-id": client, "num-partitions": clients},
+        state=record_state(state or {}),
+        run_config=dict(run_config),
+    )
+
+
+def load_app(path: str) -> ClientApp:
+    """Import a ClientApp by `module:attribute`; raises GridError when it is none."""
+    module, _, attribute = path.partition(":")
+    try:
+        app = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise GridError(f"cannot import the ClientApp '{path}': {error}") from error
+    if not isinstance(app, ClientApp):
+        raise GridError(f"'{path}' is a {type(app).__name__}, not a flwr ClientApp")
+    return app
+
+
+def plain_state(state: RecordDict) -> dict[str, Any]:
+    """Return a client's state as nested dicts of bytes, lists and plain values.
+
+    {"arrays": {record: {key: {dtype, shape, stype, data}}}, "metrics": .., "configs": ..},
+    without the kinds that are empty; {} when there is no state.
+    """
+    arrays = {
+        name: {
+            key: {"dtype": a.dtype, "shape": list(a.shape), "stype": a.stype, "data": bytes(a.data)}
+            for key, a in record.items()
+        }
+        for name, record in state.array_records.items()
+    }
+    metrics = {name: dict(record) for name, record in state.metric_records.items()}
+    configs = {name: dict(record) for name, record in state.config_records.items()}
+    kinds = {"arrays": arrays, "metrics": metrics, "configs": configs}
+    return {kind: records for kind, records in kinds.items() if records}
+
+
+def record_state(plain: Mapping[str, Any]) -> RecordDict:
+    """Return the RecordDict that `plain_state` flattened."""
+    state = RecordDict()
+    for name, arrays in plain.get("arrays", {}).items():
+        state[name] = ArrayRecord(
+            {
+                key: Array(a["dtype"], tuple(a["shape"]), a["stype"], a["data"])
+                for key, a in arrays.items()
+            }
+        )
+    for name, metrics in plain.get("metrics", {}).items():
+        state[name] = MetricRecord(dict(metrics))
+    for name, config in plain.get("configs", {}).items():
+        state[name] = ConfigRecord(dict(config))
+    return state

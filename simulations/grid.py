@@ -1,0 +1,232 @@
+"""CohortGrid: Flower's `Grid` interface over clients of this process or of Ray workers.
+
+Any Flower strategy and any ClientApp run on it unmodified. Clients are partition ids;
+their state is held here and travels with each message, so a worker can be lost without
+losing what a client knew.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedsparse.errors import GridError
+from simulations import flower_internals as internals
+
+FIRST_NODE = 1000
+"""Node id of client 0; node ids are addresses and mean nothing else."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One message to one client, with what the client needs to answer it."""
+
+    client: int
+    clients: int
+    message: Message
+    state: dict[str, Any] | None
+    run_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A client's reply and its state afterwards; an error reply leaves the state as it was."""
+
+    client: int
+    reply: Message
+    state: dict[str, Any]
+
+
+class Executor(Protocol):
+    """What carries tasks to clients: this process, or workers."""
+
+    def run(self, tasks: Sequence[Task], timeout: float | None) -> Iterator[TaskResult]:
+        """Yield results as they come, until all are there or `timeout` seconds are over."""
+        ...
+
+    def close(self) -> None:
+        """Stop what was started."""
+        ...
+
+
+def perform(app: ClientApp, task: Task) -> TaskResult:
+    """Let a client answer one message; an exception becomes an error reply."""
+    message = task.message
+    context: Context = internals.new_context(
+        message.metadata.run_id,
+        message.metadata.dst_node_id,
+        task.client,
+        task.clients,
+        task.run_config,
+        task.state,
+    )
+    try:
+        reply = app(message, context)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        return TaskResult(
+            task.client,
+            internals.error_reply(message, internals.RAISED, reason),
+            task.state or {},
+        )
+    return TaskResult(task.client, reply, internals.plain_state(context.state))
+
+
+class InlineExecutor:
+    """Clients one after another in the calling process: for debugging and small runs.
+
+    The time limit is looked at between clients: one that is at work is not stopped.
+    """
+
+    def __init__(self, client_app: ClientApp | str) -> None:
+        self.app = internals.load_app(client_app) if isinstance(client_app, str) else client_app
+
+    def run(self, tasks: Sequence[Task], timeout: float | None) -> Iterator[TaskResult]:
+        """Yield each client's result in order."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for task in tasks:
+            if end is not None and time.monotonic() > end:
+                return
+            yield perform(self.app, task)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class CohortGrid(Grid):
+    """A grid of `clients` simulated clients; replies come in the order of clients.
+
+    `client_app` is `module:attribute`, or the app itself for a grid in this process.
+    """
+
+    progress: Callable[[int, int], None] | None = None
+    """Called with (replies so far, messages sent) as replies arrive."""
+
+    def __init__(
+        self,
+        client_app: ClientApp | str | None = None,
+        *,
+        clients: int,
+        executor: Executor | None = None,
+        run_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        if clients < 1:
+            raise GridError(f"a grid of {clients} clients cannot run; register at least one")
+        if executor is None:
+            if client_app is None:
+                raise GridError("a grid needs a ClientApp or an executor")
+            executor = InlineExecutor(client_app)
+        self.clients = clients
+        self.executor = executor
+        self.run_config = dict(run_config or {})
+        self.run_id = uuid.uuid4().int % 2**63
+        self._states: dict[int, dict[str, Any]] = {}
+        self._replies: dict[str, Message] = {}
+        self._run: Any = None
+        internals.become_server(self.run_id)
+
+    @property
+    def clients_by_node(self) -> dict[int, int]:
+        """Node id to partition id of every client."""
+        return {FIRST_NODE + client: client for client in range(self.clients)}
+
+    def node_of(self, client: int) -> int:
+        """Return a client's address; raises GridError for a client that is not there."""
+        if not 0 <= client < self.clients:
+            raise GridError(f"there is no client {client}; the grid has {self.clients}")
+        return FIRST_NODE + client
+
+    def client_of(self, node: int) -> int:
+        """Return the client at an address; raises GridError for an unknown one."""
+        if not 0 <= node - FIRST_NODE < self.clients:
+            raise GridError(f"there is no node {node}; ask get_node_ids")
+        return node - FIRST_NODE
+
+    # -- Flower's interface -----------------------------------------------------------
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return every client's address."""
+        return list(self.clients_by_node)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and return the replies that came in time, in the order of clients."""
+        return self._exchange(list(messages), timeout)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Run messages at once; their replies wait for `pull_messages`."""
+        sent = list(messages)
+        replies = self._exchange(sent, None)
+        self._replies.update({reply.metadata.reply_to_message_id: reply for reply in replies})
+        return [message.metadata.message_id for message in sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to some messages, each once."""
+        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a new message, as Flower's older strategies make them."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def set_run(self, run: Any) -> None:
+        """Keep what Flower says of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """What `set_run` was given."""
+        return self._run
+
+    def _exchange(self, sent: list[Message], timeout: float | None) -> list[Message]:
+        internals.become_server(self.run_id)
+        tasks = [self._task(message) for message in sent]
+        tasks.sort(key=lambda task: task.client)
+        done: list[TaskResult] = []
+        for result in self.executor.run(tasks, timeout):
+            done.append(result)
+            if result.state:
+                self._states[result.client] = result.state
+            else:
+                self._states.pop(result.client, None)
+            if self.progress is not None:
+                self.progress(len(done), len(tasks))
+        done.sort(key=lambda result: result.client)
+        return [result.reply for result in done]
+
+    def _task(self, message: Message) -> Task:
+        client = self.client_of(message.metadata.dst_node_id)
+        internals.number(message, uuid.uuid4().hex)
+        return Task(client, self.clients, message, self._states.get(client), self.run_config)
+
+    # -- clients' state, and the end --------------------------------------------------
+
+    def states(self) -> dict[int, dict[str, Any]]:
+        """Return the state of every client that has one (see `plain_state`)."""
+        return dict(self._states)
+
+    def load_states(self, states: Mapping[int, dict[str, Any]]) -> None:
+        """Replace every client's state by what `states` returned earlier."""
+        self._states = dict(states)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self.executor.close()
+
+    def __enter__(self) -> "CohortGrid":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

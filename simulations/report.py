@@ -1,0 +1,227 @@
+"""The report: one page that holds everything, works offline and in both themes.
+
+It reads run folders, finished or not, draws several over each other, and writes one
+HTML file; plotly's script is inside it. All that comes from files is escaped.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fedsparse
+from fedsparse.errors import MissingExtraError, RunFolderError
+from fedsparse.runs.atomic import write_file, writing
+from simulations import units
+from simulations.charts import all_charts
+from simulations.figures import SERIES, Chart
+from simulations.results import Results, distinct_names, number, read
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_MOST_REASONS = 20
+_MOST_ROUNDS = 500
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one page about one run or several, and return its path.
+
+    Without `out` it is `report.html` in the run's folder, or beside the first of
+    several. Raises RunFolderError for a folder that is no run and for a place that
+    cannot be written, MissingExtraError without the extra `report`.
+    """
+    if not runs:
+        raise RunFolderError("no run to report on; give at least one run folder")
+    results = [read(path) for path in runs]
+    home = Path(runs[0]) if len(runs) == 1 else Path(runs[0]).resolve().parent
+    target = Path(out) if out is not None else home / "report.html"
+    if target.is_dir():
+        raise RunFolderError(f"'{target}' is a folder; choose a file name for the report")
+    page = render(results)
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_file(target, page.encode())
+    return target
+
+
+def render(runs: Sequence[Results]) -> str:
+    """Return the page about `runs` as HTML; raises MissingExtraError."""
+    try:
+        import jinja2
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise MissingExtraError("the report", "report") from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = distinct_names(runs)
+    charts = all_charts(runs, names)
+    return environment.get_template("report.html.jinja").render(
+        title=names[0] if len(runs) == 1 else f"{len(runs)} runs compared",
+        runs=[
+            _run_text(run, name, i) for i, (run, name) in enumerate(zip(runs, names, strict=True))
+        ],
+        single=len(runs) == 1,
+        columns=COLUMNS,
+        charts=charts,
+        rounds=_round_table(runs[0]) if len(runs) == 1 else [],
+        settings=_settings(runs),
+        version=fedsparse.__version__,
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        figures=Markup(_script_json(_figures(charts.values()))),
+    )
+
+
+COLUMNS = (
+    ("accuracy", "Accuracy", "of the held-out test samples are answered right"),
+    ("density", "Density", "of the prunable weights are kept"),
+    ("bytes_up", "Sent up", "from clients to the server, all rounds together"),
+    ("bytes_down", "Sent down", "from the server to clients, all rounds together"),
+    ("wall_seconds", "Wall time", "on the machine that simulated it"),
+    ("train_flops", "Training work", "floating-point operations of all clients together"),
+    ("peak_client_memory_bytes", "Peak client memory", "the most that training took on one client"),
+    ("rounds", "Rounds", "done, of those asked for"),
+)
+"""The headline figures: key of the summary, name, what it says in plain words."""
+
+
+def _headline(run: Results, key: str) -> str:
+    if key == "rounds":
+        return _progress(run)
+    value = run.figure(key)
+    if key in ("accuracy", "density"):
+        return units.percent(value)
+    if key == "wall_seconds":
+        return units.duration(value)
+    return units.in_units(value, units.FLOPS if key == "train_flops" else units.BYTES)
+
+
+def _run_text(run: Results, name: str, index: int) -> dict[str, Any]:
+    """Return what the page says in words about one run."""
+    return {
+        "name": name,
+        "path": str(run.path),
+        "series": index % SERIES + 1,
+        "about": _sentence(run),
+        "finished": run.finished,
+        "progress": _progress(run),
+        "headline": {key: _headline(run, key) for key, _, _ in COLUMNS},
+        "personal": {
+            label: units.percent(value)
+            for key, label in (
+                ("accuracy_personal_mean", "mean over the clients' own models"),
+                ("accuracy_personal_p10", "the weakest tenth of the clients' own models"),
+            )
+            if (value := run.figure(key)) is not None
+        },
+        "failures": _failures(run),
+        "failed": len(run.failures()),
+        "asked": len(run.clients),
+        "command": run.command,
+    }
+
+
+def _progress(run: Results) -> str:
+    rounds = number(run.setting("run", "rounds"))
+    return f"{run.rounds_done} of {rounds:.0f}" if rounds else str(run.rounds_done)
+
+
+def _sentence(run: Results) -> str:
+    """Return one sentence: who trained what, on what, where."""
+    said = {
+        key: run.setting(section, name)
+        for key, section, name in (
+            ("strategy", "strategy", "name"),
+            ("model", "model", "name"),
+            ("data", "data", "name"),
+            ("partition", "data", "partition"),
+            ("clients", "fleet", "clients"),
+            ("seed", "run", "seed"),
+        )
+    }
+    plural = "client" if said["clients"] == 1 else "clients"
+    return (
+        f"Strategy {said['strategy']} trains the model {said['model']} on {said['data']}, "
+        f"dealt to {said['clients']} {plural} ({said['partition']}), with seed {said['seed']}."
+    )
+
+
+def _failures(run: Results) -> list[dict[str, str]]:
+    """Return failures by reason, the most frequent first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in run.failures():
+        groups.setdefault(str(row.get("reason") or "no reason given"), []).append(row)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))[:_MOST_REASONS]
+    return [
+        {
+            "reason": reason[:500],
+            "times": str(len(rows)),
+            "clients": _listed({row.get("client") for row in rows}),
+            "rounds": _listed({row.get("round") for row in rows}),
+        }
+        for reason, rows in ordered
+    ]
+
+
+def _listed(values: Iterable[Any], most: int = 12) -> str:
+    """Return numbers as `1, 2, 5 and 3 more`."""
+    known = sorted(int(v) for v in values if number(v) is not None)
+    text = ", ".join(map(str, known[:most]))
+    return f"{text} and {len(known) - most} more" if len(known) > most else text
+
+
+def _round_table(run: Results) -> list[dict[str, str]]:
+    """Return the rounds in words and numbers, for those who cannot see the charts."""
+    return [
+        {
+            "Round": f"{number(row.get('round')) or 0:.0f}",
+            "Accuracy": units.percent(number(row.get("accuracy"))),
+            "Loss": _plain_number(row.get("loss")),
+            "Density": units.percent(number(row.get("density"))),
+            "Mask change": _plain_number(row.get("mask_change"), "{:,.0f}"),
+            "Up": units.in_units(number(row.get("bytes_up"))),
+            "Down": units.in_units(number(row.get("bytes_down"))),
+            "Clients": _plain_number(row.get("clients_replied"), "{:.0f}"),
+            "Failed": _plain_number(row.get("clients_failed"), "{:.0f}"),
+            "Time": units.duration(number(row.get("seconds"))),
+        }
+        for row in run.metrics[-_MOST_ROUNDS:]
+    ]
+
+
+def _plain_number(value: Any, form: str = "{:.4g}") -> str:
+    known = number(value)
+    return units.NONE if known is None else form.format(known)
+
+
+def _settings(runs: Sequence[Results]) -> list[dict[str, Any]]:
+    """Return every key with its value in each run; keys that differ are marked and first."""
+    keys = dict.fromkeys(
+        (section, key) for run in runs for section, values in run.settings.items() for key in values
+    )
+    rows = []
+    for section, key in keys:
+        values = [_shown(run.setting(section, key)) for run in runs]
+        differs = len(set(values)) > 1
+        rows.append({"key": f"{section}.{key}", "values": values, "differs": differs})
+    return sorted(rows, key=lambda row: not row["differs"])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unset"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _figures(sections: Iterable[Sequence[Chart]]) -> dict[str, Any]:
+    return {chart.id: chart.figure for charts in sections for chart in charts if chart.figure}
+
+
+def _script_json(value: Any) -> str:
+    """Return JSON that cannot end the script element which holds it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

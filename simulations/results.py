@@ -1,0 +1,145 @@
+"""A run folder as a reader of results sees it, finished or not.
+
+Reports stand on this. Files may come from elsewhere: a value of the wrong type counts
+as missing, and names are only ever shown, never trusted.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsparse.config import read_toml
+from fedsparse.errors import RunFolderError
+from fedsparse.runs import RunFolder
+
+Row = dict[str, Any]
+
+
+def _last(values: Sequence[float]) -> float:
+    return values[-1]
+
+
+_SO_FAR: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "accuracy": _last,
+    "loss": _last,
+    "density": _last,
+    "peak_client_memory_bytes": max,
+}
+"""How an unfinished run's rounds make up a figure of the summary; others are summed."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run left: its settings as written, its rows, its partition and summary."""
+
+    name: str
+    path: Path
+    command: str
+    settings: dict[str, dict[str, Any]]
+    metrics: list[Row]
+    clients: list[Row]
+    partition: NDArray[np.float64] | None
+    """Samples, clients x classes."""
+    summary: Row | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.summary is not None
+
+    @property
+    def rounds_done(self) -> int:
+        """The last round that has a row."""
+        return int(max((number(row.get("round")) or 0 for row in self.metrics), default=0))
+
+    def setting(self, section: str, key: str) -> Any:
+        """Return a setting as written, None when it is not."""
+        return self.settings.get(section, {}).get(key)
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Return rounds and values of a metric, without the rounds that lack it."""
+        pairs = [(number(row.get("round")), number(row.get(key))) for row in self.metrics]
+        known = [(x, y) for x, y in pairs if x is not None and y is not None]
+        return [x for x, _ in known], [y for _, y in known]
+
+    def figure(self, key: str) -> float | None:
+        """Return a key of the summary or, for an unfinished run, what its rows say so far."""
+        if self.summary is not None:
+            return number(self.summary.get(key))
+        values = self.series("seconds" if key == "wall_seconds" else key)[1]
+        return _SO_FAR.get(key, math.fsum)(values) if values else None
+
+    def failures(self) -> list[Row]:
+        """Return the rows of clients that failed."""
+        return [row for row in self.clients if row.get("status") == "failed"]
+
+    def client_accuracies(self) -> list[float]:
+        """Return the accuracy of each client when clients were last tested."""
+        rows = [
+            (number(row.get("round")) or 0, number(row.get("accuracy")))
+            for row in self.clients
+            if row.get("kind") == "evaluate" and row.get("status") == "ok"
+        ]
+        last = max((round_number for round_number, _ in rows), default=0)
+        return [value for r, value in rows if r == last and value is not None]
+
+
+def read(path: Path | str) -> Results:
+    """Read a run folder; raises RunFolderError or ConfigError when it is none or broken."""
+    run = RunFolder.open(path)
+    return Results(
+        name=run.path.resolve().name or str(run.path),
+        path=run.path,
+        command=run.command,
+        settings={
+            section: values
+            for section, values in read_toml(run.path / "config.toml").items()
+            if isinstance(values, dict)
+        },
+        metrics=run.metrics(),
+        clients=run.clients(),
+        partition=_partition(run),
+        summary=run.summary() if run.finished else None,
+    )
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as a float, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def distinct_names(runs: Sequence[Results]) -> list[str]:
+    """Return a name for each run, with as much of its path as tells them apart."""
+    parts = [run.path.resolve().parts for run in runs]
+    depth = 1
+    names = ["/".join(p[-depth:]) for p in parts]
+    while len(set(names)) < len(names) and depth < max(map(len, parts)):
+        depth += 1
+        names = ["/".join(p[-depth:]) for p in parts]
+    return names
+
+
+def _partition(run: RunFolder) -> NDArray[np.float64] | None:
+    if not (run.path / "partition.json").exists():
+        return None
+    found = run.read_json("partition.json")
+    try:
+        counts = np.array(found["counts"], dtype=np.float64)
+    except (KeyError, TypeError, ValueError):
+        counts = np.empty(0)
+    if counts.ndim != 2 or not np.isfinite(counts).all() or (counts < 0).any():
+        raise RunFolderError(
+            f"'{run.path / 'partition.json'}' does not hold counts of samples, clients x classes"
+        )
+    return counts if counts.size else None

@@ -1,0 +1,272 @@
+"""FedTiny (Huang et al., ICDCS 2023; arXiv 2212.01977): sparse from the first round on.
+
+Before round 1: the server trains on its one-shot data, prunes it into a pool of coarse
+candidates, and clients choose one by its loss under BatchNorm statistics of their own
+data (adaptive BatchNorm selection). Then, every few rounds, one block of layers has its
+mask adjusted by the largest gradients that clients find among its pruned weights
+(progressive pruning). No client ever holds a dense model or a dense gradient.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fedsparse import messages, models, wire
+from fedsparse.config import Finite, StrategySettings
+from fedsparse.messages import Plan
+from fedsparse.sparsity import (
+    Mask,
+    State,
+    allocation,
+    cosine,
+    grow_and_prune,
+    layer_counts,
+    top_mask,
+)
+from fedsparse.training import batchnorm, local
+from strategies.addressing import MeteredGrid, cohort
+from strategies.base import Reply, SparseStrategy, examples_of, require_replies, weighted_mean
+from strategies.task import Task, masked
+
+LARGEST_POOL = 32
+
+
+class FedTinySettings(StrategySettings):
+    """Keys of `[strategy]` for fedtiny."""
+
+    pretrain_epochs: int = Field(default=10, ge=0, description="epochs on the server's own data")
+    pretrain_lr: Finite = Field(default=0.05, gt=0)
+    selection: Literal["adaptive", "vanilla", "none"] = "adaptive"
+    candidates: int | None = Field(default=None, ge=1, le=256, description="C* = 0.1/d if unset")
+    base: Literal["uniform", "er", "erk"] = "erk"
+    noise: Finite = Field(default=0.5, ge=0, lt=1, description="relative noise of layer rates")
+    development_samples: int = Field(default=128, ge=2, description="of a client, for selection")
+    variance_rule: Literal["average", "total"] = "average"
+    loss_weights: Literal["samples", "uniform"] = "samples"
+    adjust_every: int = Field(default=10, ge=1, description="rounds between adjustments")
+    stop_round: int = Field(default=100, ge=0, description="no adjustment after this round")
+    alpha: Finite = Field(default=0.3, gt=0, le=1, description="adjusted fraction at the start")
+    granularity: Literal["block", "layer", "model"] = "block"
+    order: Literal["backward", "forward"] = "backward"
+    blocks: int = Field(default=5, ge=1)
+    growth_samples: int = Field(default=64, ge=1, description="batch of the pruned gradients")
+    reestimate: Literal["public", "none"] = "public"
+
+
+class FedTiny(SparseStrategy):
+    """Adaptive BatchNorm selection, then progressive pruning."""
+
+    Settings = FedTinySettings
+
+    asked: Mapping[str, int]
+    """Layers adjusted in the round under way, with the gradients asked for in each."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        if self.settings.pretrain_epochs or self.settings.reestimate == "public":
+            _ = task.public
+        self.asked = {}
+
+    # -- before round 1: adaptive BatchNorm selection ---------------------------------
+
+    def prepare(self, grid: MeteredGrid) -> None:
+        """Pre-train, make the pool of candidates, let clients choose one."""
+        dense = self.task.pretrain(self.settings.pretrain_epochs, self.settings.pretrain_lr)
+        pool = self.candidate_pool(dense)
+        chosen, statistics = self.select(grid, dense, pool) if len(pool) > 1 else (0, {})
+        self.mask = pool[chosen]
+        self.state = masked({**dense, **statistics}, self.mask)
+        if not statistics:
+            self.reestimate_batchnorm()
+
+    def candidate_pool(self, dense: State) -> list[Mask]:
+        """Return C masks of the pre-trained weights, each with its own noisy layer rates."""
+        magnitude = {name: np.abs(dense[name]) for name in self.task.prunable}
+        return [
+            top_mask(magnitude, layer_counts(self.task.shapes, self.noisy_rates(index)))
+            for index in range(self.pool_size())
+        ]
+
+    def pool_size(self) -> int:
+        """C* = 0.1 / d: sending C* sparse models costs about a tenth of the dense one."""
+        if self.settings.selection == "none":
+            return 1
+        guided = min(LARGEST_POOL, max(2, round(0.1 / self.settings.density)))
+        return int(self.settings.candidates or guided)
+
+    def noisy_rates(self, index: int) -> dict[str, float]:
+        """Layer densities d_l (1 + e_l), e_l ~ U(-noise, noise), rescaled to d overall.
+
+        Candidate 0 is the base allocation without noise.
+        """
+        s = self.settings
+        base = allocation.ALLOCATIONS[s.base](self.task.shapes, s.density)
+        if index == 0:
+            return dict(base)
+        e = self.task.rng(0, f"candidate {index}").uniform(-s.noise, s.noise, len(base))
+        raw = {name: d * (1 + x) for (name, d), x in zip(base.items(), e, strict=True)}
+        return allocation.rescale(self.task.shapes, raw, s.density)
+
+    def select(self, grid: MeteredGrid, dense: State, pool: list[Mask]) -> tuple[int, State]:
+        """Return the chosen candidate and its adapted BatchNorm statistics."""
+        clients = cohort(self.task.config.fleet, self.task.config.run.seed, 0)
+        payloads = wire.pack_many(
+            {
+                str(i): wire.encode(masked(dense, mask), mask=mask, values=self.settings.values)
+                for i, mask in enumerate(pool)
+            }
+        )
+        if self.settings.selection == "vanilla":
+            arrays = {messages.CANDIDATES: payloads}
+            return self.cheapest(self.exchange(grid, clients, messages.LOSSES, arrays)), {}
+        measured = self.exchange(
+            grid, clients, messages.STATISTICS, {messages.CANDIDATES: payloads}
+        )
+        merged = self.merge_statistics(measured, len(pool))
+        statistics = wire.pack_many({str(i): wire.encode(part) for i, part in enumerate(merged)})
+        replied = [self.client_of(reply) for reply in measured]
+        tested = self.exchange(grid, replied, messages.LOSSES, {messages.ARRAYS: statistics})
+        chosen = self.cheapest(tested)
+        return chosen, merged[chosen]
+
+    def exchange(
+        self, grid: MeteredGrid, clients: Sequence[int], kind: str, arrays: Mapping[str, Any]
+    ) -> list[Any]:
+        """Send one query to the clients and return the good replies."""
+        config = self.task.config
+        plan = Plan(samples=self.settings.development_samples)
+        replies = grid.send_and_receive(
+            self.ask(clients, kind, plan, dict(arrays)), timeout=config.engine.timeout
+        )
+        good = [reply for reply in replies if reply.has_content()]
+        bad = {self.client_of(r): r.error.reason for r in replies if not r.has_content()}
+        require_replies(len(good), len(clients), config.fleet.min_replies, bad)
+        return good
+
+    def merge_statistics(self, replies: Sequence[Any], count: int) -> list[State]:
+        """mu_c = sum_k p_k mu_ck and sigma^2_c likewise, for each candidate c."""
+        weights = [examples_of(reply) for reply in replies]
+        schema = wire.Schema.of(batchnorm.statistics(self.task.model))
+        parts = []
+        for reply in replies:
+            payloads = wire.unpack_many(reply.content.array_records[messages.ARRAYS])
+            parts.append([wire.decode(payloads[str(i)], schema).state for i in range(count)])
+        rule = self.settings.variance_rule
+        return [batchnorm.merge([p[i] for p in parts], weights, rule) for i in range(count)]
+
+    def cheapest(self, replies: Sequence[Any]) -> int:
+        """argmin_c sum_k p_k loss_ck; p_k by samples, or uniform as the public code does."""
+        losses = np.array(
+            [r.content.metric_records[messages.METRICS]["losses"] for r in replies], np.float64
+        )
+        weights = np.array([examples_of(r) for r in replies], np.float64)
+        if self.settings.loss_weights == "uniform":
+            weights[:] = 1.0
+        return int(np.argmin(weights @ losses))
+
+    def client_of(self, message: Any) -> int:
+        """Return the client that a reply came from."""
+        assert self.directory is not None
+        return self.directory.client_of[message.metadata.src_node_id]
+
+    # -- every round: progressive pruning ---------------------------------------------
+
+    def plan(self, round_number: int) -> Plan:
+        """Ask for training and, on adjustment rounds, for the top pruned gradients."""
+        self.asked = self.adjustments(round_number)
+        return Plan(
+            round_number,
+            self.settings.values,
+            grow=self.asked,
+            samples=self.settings.growth_samples,
+        )
+
+    def adjustments(self, round_number: int) -> dict[str, int]:
+        """Return a_t^l for the layers of the block scheduled in this round, if any."""
+        s = self.settings
+        assert self.mask is not None
+        if round_number % s.adjust_every or round_number > s.stop_round:
+            return {}
+        kept = self.mask.layer_kept()
+        counts = {}
+        for name in self.scheduled_block(round_number // s.adjust_every - 1):
+            pruned = int(np.prod(self.mask.shapes[name])) - kept[name]
+            count = self.adjusted_count(round_number, kept[name])
+            counts[name] = min(count, pruned, kept[name] - 1)
+        return {name: count for name, count in counts.items() if count > 0}
+
+    def adjusted_count(self, round_number: int, kept: int) -> int:
+        """a_t^l = (alpha / 2) (1 + cos(pi t / R_stop)) n_l; 0.15 (1 + cos) n_l by default."""
+        return int(cosine(self.settings.alpha, self.settings.stop_round)(round_number) * kept)
+
+    def scheduled_block(self, adjustment: int) -> list[str]:
+        """Return the layers of the adjustment's block; backward order is output to input."""
+        s, names = self.settings, self.task.prunable
+        if s.granularity == "model":
+            return list(names)
+        if s.granularity == "layer":
+            blocks = [[name] for name in names]
+        else:
+            blocks = models.blocks(self.task.model, names, s.blocks)
+        if s.order == "backward":
+            blocks = blocks[::-1]
+        return blocks[adjustment % len(blocks)]
+
+    def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
+        """Average the weights; on adjustment rounds, grow and prune the scheduled block."""
+        assert self.mask is not None
+        self.state = weighted_mean(replies)
+        counts = self.asked
+        if not counts:
+            return
+        before = self.mask
+        self.mask = self.adjust(counts, self.mean_gradients(counts, replies))
+        self.state = masked(self.state, self.mask)
+        if self.mask != before:
+            self.reestimate_batchnorm()
+
+    def read_extra(self, message: Any) -> State:
+        """Decode the top pruned gradients of a reply, where this round asked for them."""
+        counts = self.asked
+        if not counts:
+            return {}
+        schema = wire.Schema(tuple((name, self.task.shapes[name]) for name in counts))
+        payload = wire.unpack(message.content.array_records[messages.GROWTH])
+        return wire.decode(payload, schema).state
+
+    def mean_gradients(
+        self, counts: Mapping[str, int], replies: Sequence[Reply]
+    ) -> dict[str, NDArray[np.float64]]:
+        """g~^l = sum_k p_k g_k^l, where a weight that a client did not send counts as 0."""
+        total = sum(reply.examples for reply in replies)
+        mean = {name: np.zeros(self.task.shapes[name]) for name in counts}
+        for reply in replies:
+            for name, gradient in reply.extra.items():
+                mean[name] += gradient.astype(np.float64) * (reply.examples / total)
+        return mean
+
+    def adjust(self, counts: Mapping[str, int], gradients: Mapping[str, NDArray[Any]]) -> Mask:
+        """Grow the a_t^l largest |g~|, then drop the a_t^l smallest |w| of those kept before."""
+        assert self.mask is not None
+        bits = {name: np.array(part) for name, part in self.mask.items()}
+        for name, count in counts.items():
+            candidates = np.flatnonzero(gradients[name])
+            bits[name] = grow_and_prune(
+                self.state[name],
+                bits[name],
+                candidates,
+                gradients[name].reshape(-1)[candidates],
+                count,
+            )
+        return Mask.from_arrays(bits)
+
+    def reestimate_batchnorm(self) -> None:
+        """Measure BatchNorm statistics of the pruned model on the server's own data."""
+        if self.settings.reestimate == "none" or not batchnorm.norms(self.task.model):
+            return
+        models.load_state(self.task.model, self.state)
+        x, _ = local.tensors(self.task.public)
+        self.state.update(batchnorm.measure(self.task.model, x[:1024]))

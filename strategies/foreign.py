@@ -1,0 +1,113 @@
+"""Strategies that are not ours: plain arrays, no mask, and a state that we can store.
+
+A Flower strategy keeps what it learns (FedAdam's moments, say) in its attributes; those
+that are arrays or plain values are what a checkpoint holds.
+"""
+
+import inspect
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message
+from flwr.serverapp.strategy import Strategy
+
+from fedsparse import models, registry, wire
+from fedsparse.config import StrategySettings
+from fedsparse.errors import ConfigError, ModelError
+from fedsparse.sparsity import State
+from strategies.base import SparseStrategy
+from strategies.task import Task
+
+
+def make(task: Task) -> Strategy:
+    """Build the strategy that the configuration names, ours or another maker's.
+
+    Every key of `[strategy]` that is not fedsparse's own goes to a foreign strategy's
+    constructor, for example `strategy.fraction_train`.
+    """
+    section = task.config.strategy
+    cls = registry.load("strategies", section["name"])
+    if isinstance(cls, type) and issubclass(cls, SparseStrategy):
+        return cls(task)
+    if not (isinstance(cls, type) and issubclass(cls, Strategy)):
+        raise ConfigError(f"strategy.name = '{section['name']}' is no Flower Strategy class")
+    extra = {k: v for k, v in section.items() if k not in StrategySettings.model_fields}
+    try:
+        return cls(**_defaults(cls, task), **extra)
+    except TypeError as error:
+        raise ConfigError(f"strategy '{section['name']}' refused its settings: {error}") from None
+
+
+def _defaults(cls: type, task: Task) -> dict[str, Any]:
+    """Return the cohort's size in the words of Flower's FedAvg family."""
+    fleet = task.config.fleet
+    given = task.config.strategy
+    size = fleet.clients_per_round or fleet.clients
+    wanted = {
+        "fraction_train": size / fleet.clients,
+        "fraction_evaluate": min(1.0, fleet.evaluate_clients / fleet.clients),
+        "min_train_nodes": size,
+        "min_evaluate_nodes": min(2, fleet.clients),
+        "min_available_nodes": min(2, fleet.clients),
+        "initial_arrays": initial_arrays(task),
+    }
+    accepted = _parameters(cls)
+    return {k: v for k, v in wanted.items() if k in accepted and k not in given}
+
+
+def _parameters(cls: type) -> set[str]:
+    """Return the constructor's keywords; one with **kwargs takes those of its parents."""
+    found: set[str] = set()
+    for parent in cls.__mro__:
+        init = parent.__dict__.get("__init__")
+        if init is None:
+            continue
+        parameters = inspect.signature(init).parameters
+        found |= set(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found
+
+
+def initial_arrays(task: Task) -> ArrayRecord:
+    """Return the freshly initialised model as plain arrays."""
+    return plain_arrays(models.get_state(task.model))
+
+
+def plain_arrays(state: State) -> ArrayRecord:
+    """Return a state as Flower's own dense arrays."""
+    return ArrayRecord({name: Array(np.asarray(value)) for name, value in state.items()})
+
+
+def state_of(arrays: ArrayRecord, schema: wire.Schema) -> State:
+    """Return the state that plain arrays hold."""
+    missing = [name for name in schema.names if name not in arrays]
+    if missing:
+        raise ModelError(f"the strategy returned a model without '{missing[0]}'")
+    return {name: arrays[name].numpy().astype(np.float32) for name in schema.names}
+
+
+def metrics_of(reply: Message) -> dict[str, Any]:
+    """Return every metric of a reply in one mapping."""
+    return {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
+
+
+def state_dict(strategy: Strategy, arrays: ArrayRecord) -> dict[str, Any]:
+    """Return the model and the strategy's attributes that are arrays or plain values."""
+    kept = {name: value for name, value in vars(strategy).items() if _storable(value)}
+    return {"arrays": {name: array.numpy() for name, array in arrays.items()}, "attributes": kept}
+
+
+def load_state_dict(strategy: Strategy, saved: dict[str, Any]) -> ArrayRecord:
+    """Give a strategy its attributes back and return the model."""
+    for name, value in saved["attributes"].items():
+        setattr(strategy, name, value)
+    return plain_arrays(saved["arrays"])
+
+
+def _storable(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _storable(v) for k, v in value.items())
+    if isinstance(value, list):
+        return all(_storable(v) for v in value)
+    return isinstance(value, bool | int | float | str | np.ndarray) or value is None

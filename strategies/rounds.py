@@ -1,0 +1,251 @@
+"""The round loop: the same over any grid, for any Flower strategy.
+
+It calls Flower's public seams (`configure_train`, `aggregate_train`, ...) and adds what
+Flower's own loop lacks: rounds numbered from a checkpoint, bytes counted, a row of
+figures a round, checkpoints, progress, and a run that stops with a clear error.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp.strategy import Strategy
+
+from fedsparse import messages
+from fedsparse.config import Config
+from fedsparse.messages import Plan
+from fedsparse.runs import RunFolder
+from fedsparse.runs.progress import Progress
+from fedsparse.sparsity import Mask, State
+from strategies import foreign
+from strategies.addressing import MeteredGrid, Traffic
+from strategies.base import SparseStrategy, one_line
+from strategies.task import Task
+
+Row = dict[str, Any]
+
+
+class RoundLoop:
+    """A run under way: its strategy, its model, and where its figures go."""
+
+    def __init__(
+        self,
+        task: Task,
+        strategy: Strategy,
+        grid: MeteredGrid,
+        folder: RunFolder,
+        progress: Progress,
+    ) -> None:
+        self.task = task
+        self.strategy = strategy
+        self.grid = grid
+        self.folder = folder
+        self.progress = progress
+        self.arrays = ArrayRecord()
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.task.config
+
+    @property
+    def mask(self) -> Mask | None:
+        """The strategy's mask, if it is one of ours and sparse."""
+        return self.strategy.mask if isinstance(self.strategy, SparseStrategy) else None
+
+    @property
+    def state(self) -> State:
+        """The global model."""
+        if isinstance(self.strategy, SparseStrategy):
+            return self.strategy.state
+        return foreign.state_of(self.arrays, self.task.schema)
+
+    def run(self) -> None:
+        """Go from the newest checkpoint, or from the start, to the last round."""
+        first = self.restore()
+        self.progress.start(self.config.run.rounds, max(first, 0))
+        if first < 0:
+            self.begin()
+        for number in range(max(first, 0) + 1, self.config.run.rounds + 1):
+            self.round(number)
+        self.last_test()
+
+    # -- one round --------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make the initial model, with whatever exchanges the strategy needs."""
+        started = time.perf_counter()
+        if isinstance(self.strategy, SparseStrategy):
+            self.strategy.prepare(self.grid)
+            self.arrays = self.strategy.arrays()
+        else:
+            self.arrays = foreign.initial_arrays(self.task)
+        self.record(0, [], self.grid.read_traffic(), None, time.perf_counter() - started)
+        self.checkpoint(0)
+
+    def round(self, number: int) -> None:
+        """Run one round: ask, wait, aggregate, test, write down."""
+        started = time.perf_counter()
+        self.seed_foreign(number)
+        before = self.mask
+        asked = list(
+            self.strategy.configure_train(
+                number, self.arrays, self.message_config(number), self.grid
+            )
+        )
+        replies = self.grid.send_and_receive(asked, timeout=self.config.engine.timeout)
+        arrays, _ = self.strategy.aggregate_train(number, replies)
+        if arrays is not None:
+            self.arrays = arrays
+        traffic = self.grid.read_traffic()
+        rows = self.client_rows(number, "train", asked, replies, traffic)
+        self.folder.append_clients(rows)
+        self.record(number, rows, traffic, before, time.perf_counter() - started)
+        if number % self.config.run.checkpoint_every == 0 or number == self.config.run.rounds:
+            self.checkpoint(number)
+
+    def message_config(self, number: int) -> ConfigRecord:
+        """Return the configuration that a strategy of another maker sends on."""
+        return messages.write_config(self.config, Plan(round=number))
+
+    def seed_foreign(self, number: int) -> None:
+        """Seed the global generators that Flower's own strategies draw from."""
+        if not isinstance(self.strategy, SparseStrategy):
+            seed = int(self.task.rng(number, "foreign").integers(2**32))
+            random.seed(seed)
+            np.random.seed(seed)
+
+    def last_test(self) -> None:
+        """Let clients test the final model on their own held-out samples, once."""
+        fleet, number = self.config.fleet, self.config.run.rounds
+        if not fleet.evaluate_clients or not self.config.data.client_test_fraction:
+            return
+        if any(row["kind"] == "evaluate" for row in self.folder.clients()):
+            return
+        self.seed_foreign(number)
+        asked = list(
+            self.strategy.configure_evaluate(
+                number, self.arrays, self.message_config(number), self.grid
+            )
+        )
+        replies = self.grid.send_and_receive(asked, timeout=self.config.engine.timeout)
+        self.strategy.aggregate_evaluate(number, replies)
+        traffic = self.grid.read_traffic()
+        self.folder.append_clients(self.client_rows(number, "evaluate", asked, replies, traffic))
+
+    # -- what is written down ---------------------------------------------------------
+
+    def record(
+        self, number: int, rows: list[Row], traffic: Traffic, before: Mask | None, seconds: float
+    ) -> None:
+        """Append the round's figures and show them."""
+        every = self.config.run.eval_every
+        tested = number % every == 0 or number == self.config.run.rounds
+        test = self.task.evaluate(self.state) if tested else None
+        good = [row for row in rows if row["status"] == "ok"]
+        examples = sum(row["examples"] or 0 for row in good)
+        mask = self.mask
+        row = {
+            "round": number,
+            "accuracy": test.accuracy if test else None,
+            "loss": test.loss if test else None,
+            "train_loss": (
+                sum((r["loss"] or 0.0) * (r["examples"] or 0) for r in good) / examples
+                if examples
+                else None
+            ),
+            "density": mask.density if mask else 1.0,
+            "layer_density": (
+                mask.layer_density() if mask else dict.fromkeys(self.task.prunable, 1.0)
+            ),
+            "mask_change": mask.hamming(before) if mask and before else 0,
+            "bytes_up": traffic.bytes_up,
+            "bytes_down": traffic.bytes_down,
+            "train_flops": sum(r["train_flops"] or 0.0 for r in good),
+            "peak_client_memory_bytes": max((r["memory_bytes"] or 0 for r in good), default=0),
+            "clients_asked": len(rows),
+            "clients_replied": len(good),
+            "clients_failed": len(rows) - len(good),
+            "seconds": seconds,
+        }
+        self.folder.append_metrics(row)
+        self.progress.round_done(row)
+
+    def client_rows(
+        self,
+        number: int,
+        kind: str,
+        asked: Sequence[Message],
+        replies: Sequence[Message],
+        traffic: Traffic,
+    ) -> list[Row]:
+        """Return a row for each client that was asked, whether it replied or not."""
+        client_of = self.grid.directory.client_of
+        by_client = {client_of[reply.metadata.src_node_id]: reply for reply in replies}
+        failures = getattr(self.strategy, "failures", {}) if kind == "train" else {}
+        rows = []
+        for client in sorted(client_of[message.metadata.dst_node_id] for message in asked):
+            reply = by_client.get(client)
+            reason = failures.get(client) or _failure(reply)
+            metrics = {} if reason or reply is None else foreign.metrics_of(reply)
+            rows.append(
+                {
+                    "round": number,
+                    "client": client,
+                    "kind": kind,
+                    "status": "failed" if reason else "ok",
+                    "reason": reason,
+                    "examples": metrics.get(messages.EXAMPLES_KEY),
+                    "loss": metrics.get("loss"),
+                    "accuracy": metrics.get("accuracy"),
+                    "bytes_up": traffic.up.get(client, 0),
+                    "bytes_down": traffic.down.get(client, 0),
+                    "train_flops": metrics.get("train-flops"),
+                    "memory_bytes": metrics.get("memory-bytes"),
+                }
+            )
+        return rows
+
+    # -- checkpoints ------------------------------------------------------------------
+
+    def checkpoint(self, number: int) -> None:
+        """Write everything that the next round depends on."""
+        clients = getattr(self.grid.inner, "states", None)
+        self.folder.save_checkpoint(
+            number,
+            {
+                "strategy": (
+                    self.strategy.state_dict()
+                    if isinstance(self.strategy, SparseStrategy)
+                    else foreign.state_dict(self.strategy, self.arrays)
+                ),
+                "clients": {str(c): s for c, s in clients().items()} if clients else {},
+            },
+        )
+
+    def restore(self) -> int:
+        """Load the newest checkpoint and return its round; -1 when there is none."""
+        found = self.folder.latest_checkpoint()
+        if found is None:
+            self.folder.rewind(-1)
+            return -1
+        number, tree = found
+        self.folder.rewind(number)
+        if isinstance(self.strategy, SparseStrategy):
+            self.strategy.load_state_dict(tree["strategy"])
+            self.arrays = self.strategy.arrays()
+        else:
+            self.arrays = foreign.load_state_dict(self.strategy, tree["strategy"])
+        if tree["clients"] and hasattr(self.grid.inner, "load_states"):
+            self.grid.inner.load_states({int(c): s for c, s in tree["clients"].items()})
+        return number
+
+
+def _failure(reply: Message | None) -> str | None:
+    """Return why a client has no usable reply, or None."""
+    if reply is None:
+        return "no reply in time"
+    return one_line(reply.error.reason) if reply.has_error() else None

@@ -1,0 +1,114 @@
+"""Static masks: prune once before training, then train only what is kept.
+
+One criterion (random, magnitude, SNIP, GraSP, SynFlow, Fisher) times one allocation
+(uniform, ER, ERK, global), scored on the server's own data or by the clients on one
+batch each, as SSFL does.
+"""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedsparse import messages, wire
+from fedsparse.config import Finite, StrategySettings
+from fedsparse.errors import ConfigError
+from fedsparse.messages import Plan
+from fedsparse.sparsity import Mask, State, mask_from_scores, static_mask
+from fedsparse.training import local
+from strategies.addressing import MeteredGrid, cohort
+from strategies.base import SparseStrategy, examples_of, require_replies
+from strategies.task import Task, masked
+
+NEEDS_DATA = ("snip", "grasp", "fisher", "saliency")
+
+
+class StaticMaskSettings(StrategySettings):
+    """Keys of `[strategy]` for static."""
+
+    criterion: Literal["random", "magnitude", "snip", "grasp", "synflow", "fisher", "saliency"] = (
+        "magnitude"
+    )
+    allocation: Literal["uniform", "er", "erk", "global"] = "erk"
+    scored_by: Literal["server", "clients"] = "server"
+    score_samples: int = Field(default=64, ge=1, description="samples of one batch of scoring")
+    pretrain_epochs: int = Field(default=0, ge=0, description="epochs on the server's own data")
+    pretrain_lr: Finite = Field(default=0.05, gt=0)
+
+
+class StaticMask(SparseStrategy):
+    """Federated averaging under one mask that is made before the first round."""
+
+    Settings = StaticMaskSettings
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        s = self.settings
+        if s.scored_by == "clients" and s.criterion not in NEEDS_DATA:
+            raise ConfigError(
+                f"strategy.criterion = '{s.criterion}' looks at no data; score it by the server, "
+                f"or choose one of: {', '.join(NEEDS_DATA)}"
+            )
+        if s.pretrain_epochs or (s.scored_by == "server" and s.criterion in NEEDS_DATA):
+            _ = task.public
+
+    def prepare(self, grid: MeteredGrid) -> None:
+        """Make the model, score its weights, and keep the best."""
+        s = self.settings
+        self.state = self.task.pretrain(s.pretrain_epochs, s.pretrain_lr)
+        if s.scored_by == "clients":
+            self.mask = self.ask_clients_to_score(grid)
+        else:
+            self.mask = static_mask(
+                self.task.model,
+                self.task.prunable,
+                s.density,
+                criterion=s.criterion,
+                allocation=s.allocation,
+                batches=self.public_batches(),
+                rng=self.task.rng(0, "mask"),
+            )
+        self.state = masked(self.state, self.mask)
+
+    def public_batches(self) -> list[tuple[local.Tensor, local.Tensor]]:
+        """Return the server's data in batches; SynFlow looks only at a sample's shape."""
+        if self.settings.criterion not in NEEDS_DATA:
+            shape = (1, *self.task.data.input_shape)
+            return [(local.torch.zeros(shape), local.torch.zeros(1))]
+        x, y = local.tensors(self.task.public)
+        size = self.settings.score_samples
+        return list(zip(x.split(size), y.split(size), strict=True))
+
+    def ask_clients_to_score(self, grid: MeteredGrid) -> Mask:
+        """Let each client score one batch; keep the top of the weighted mean (SSFL)."""
+        s = self.settings
+        config = self.task.config
+        clients = cohort(config.fleet, config.run.seed, 0)
+        plan = Plan(criterion=s.criterion, samples=s.score_samples)
+        replies = grid.send_and_receive(
+            self.ask(clients, messages.SCORE, plan, {messages.ARRAYS: self.arrays()}),
+            timeout=config.engine.timeout,
+        )
+        good = [r for r in replies if r.has_content()]
+        require_replies(len(good), len(clients), config.fleet.min_replies, {})
+        weights = np.array([examples_of(reply) for reply in good], np.float64)
+        scores = self.mean_scores([self.read_scores(reply) for reply in good], weights)
+        return mask_from_scores(scores, s.density, s.allocation)
+
+    def read_scores(self, reply: messages.Message) -> State:
+        """Decode one client's scores."""
+        schema = wire.Schema(tuple(self.task.shapes.items()))
+        payload = wire.unpack(reply.content.array_records[messages.ARRAYS])
+        return wire.decode(payload, schema).state
+
+    @staticmethod
+    def mean_scores(scores: list[State], weights: np.ndarray) -> State:
+        """Return sum_k p_k s_k, weighted by samples (SSFL, saliency aggregation)."""
+        share = weights / weights.sum()
+        return {
+            name: sum(
+                (p * s[name].astype(np.float64) for p, s in zip(share, scores, strict=True)),
+                np.zeros(scores[0][name].shape),
+            ).astype(np.float32)
+            for name in scores[0]
+        }

@@ -1,0 +1,108 @@
+"""The server's side of a run: its model, its own data, and what they are made of.
+
+One `Task` is built from the configuration and shared by the strategy and the round
+loop; clients build the same model from the same configuration.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedsparse import data, models, seeds, wire
+from fedsparse.config import Config
+from fedsparse.data import Dataset, FederatedData
+from fedsparse.errors import ConfigError
+from fedsparse.sparsity import Mask, ModelCost, State
+from fedsparse.training import local
+
+
+@dataclass(frozen=True)
+class Task:
+    """A configuration with the data and the model that it names."""
+
+    config: Config
+    data: FederatedData
+    model: nn.Module
+
+    @classmethod
+    def of(cls, config: Config) -> "Task":
+        """Load the data and build the freshly initialised model, by the run's seed."""
+        torch.set_num_threads(1)
+        federated = data.load(config.data, clients=config.fleet.clients, seed=config.run.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.torch_seed(config.run.seed, 0, seeds.SERVER, "weights"))
+            model = models.build(
+                config.model.name,
+                input_shape=federated.input_shape,
+                classes=federated.classes,
+                width=config.model.width,
+            )
+        if len(federated.input_shape) == 3:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(config, federated, model)
+
+    @cached_property
+    def prunable(self) -> list[str]:
+        """Names of the weights that masks cover, in state-dict order."""
+        return models.prunable(self.model)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the prunable weights by name."""
+        return models.shapes(self.model, self.prunable)
+
+    @cached_property
+    def schema(self) -> wire.Schema:
+        """Names and shapes of everything that travels."""
+        return wire.Schema.of(models.get_state(self.model))
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        """Arithmetic and memory of the model, layer by layer."""
+        return ModelCost.of(self.model, self.data.input_shape)
+
+    @property
+    def public(self) -> Dataset:
+        """The server's one-shot data; raises ConfigError when the run has none."""
+        if not len(self.data.public.y):
+            raise ConfigError(
+                f"strategy '{self.config.strategy['name']}' needs the server's own data with these "
+                "settings; set data.public_samples, for example --set data.public_samples=200"
+            )
+        return self.data.public
+
+    def rng(self, round_number: int, purpose: str) -> np.random.Generator:
+        """Return the server's random stream for one purpose in one round."""
+        return seeds.stream(self.config.run.seed, round_number, seeds.SERVER, purpose)
+
+    def pretrain(self, epochs: int, lr: float) -> State:
+        """Train the dense model on the server's data and return its state.
+
+        FedTiny, "setting": the server trains on its one-shot data before pruning.
+        """
+        if epochs:
+            local.train(
+                self.model,
+                self.public,
+                self.config.client,
+                rng=self.rng(0, "pretraining"),
+                lr=lr,
+                epochs=epochs,
+            )
+        return models.get_state(self.model)
+
+    def evaluate(self, state: State) -> local.Evaluated:
+        """Test a state on the held-out test set."""
+        models.load_state(self.model, state)
+        return local.evaluate(self.model, self.data.test)
+
+
+def masked(state: State, mask: Mask | None) -> State:
+    """Return a copy of a state with its pruned weights at zero."""
+    copy = {name: value.copy() for name, value in state.items()}
+    if mask is not None:
+        mask.apply_(copy)
+    return copy

@@ -1,0 +1,98 @@
+"""The report in a real browser: phone and desk, light and dark, drawn and within its bounds.
+
+One headless browser opens a page that holds the report in four frames; each frame
+measures itself, presses the theme button and posts what it found.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from run_folders import make_run
+
+from simulations.report import write_report
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WIDTHS = (390, 1280)
+THEMES = ("light", "dark")
+
+PROBE = (Path(__file__).parent / "report_probe.js").read_text()
+
+OUTER = """<!doctype html><body><pre id="found"></pre><script>
+const found = {};
+addEventListener("message", (event) => {
+  found[event.data.frame] = event.data;
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script>%s</body>"""
+
+
+def browser():
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What each frame found, by (width, theme)."""
+    if browser() is None:
+        pytest.skip(f"no browser on this machine (looked for {', '.join(BROWSERS)})")
+    folder = tmp_path_factory.mktemp("browser")
+    runs = [make_run(folder / name, clients=70).path for name in ("a", "a-" + "long" * 20)]
+    report = write_report(runs, folder / "report.html")
+    report.write_text(report.read_text().replace("</body>", f"<script>{PROBE}</script></body>"))
+    frames = "".join(
+        f'<iframe name="{width}-{theme}" width="{width}" height="900" '
+        f'src="report.html?theme={theme}"></iframe>'
+        for width in WIDTHS
+        for theme in THEMES
+    )
+    (folder / "outer.html").write_text(OUTER % frames)
+    done = subprocess.run(
+        [
+            browser(),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            (folder / "outer.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]
+    return {tuple(name.split("-")): value for name, value in json.loads(found).items()}
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_is_drawn_and_can_be_read(measured, width, theme):
+    frame = measured[str(width), theme]
+    for state in (frame["before"], frame["after"]):
+        assert state["inner"] == width
+        assert state["scroll"] <= width
+        assert state["drawn"] == state["plots"] >= 8
+        assert state["labels"] > 50
+        assert state["outside"] == []
+        assert state["contrast"] >= 4.5
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_button_changes_the_page_and_its_plots_at_once(measured, width):
+    light, dark = measured[str(width), "light"], measured[str(width), "dark"]
+    assert light["before"]["page"] == dark["after"]["page"]
+    assert light["after"]["page"] == dark["before"]["page"]
+    assert sum(light["before"]["page"]) > 700
+    assert sum(dark["before"]["page"]) < 100
+    assert light["before"]["curve"] != dark["before"]["curve"] == light["after"]["curve"]

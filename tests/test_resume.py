@@ -1,0 +1,94 @@
+"""A run that is killed at any moment and resumed ends with the bits of one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsparse.runs import RunFolder
+from simulations.experiment import resume_experiment
+from tests.tiny_runs import model_bytes, rows, run
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from fedsparse.runs import folder as folders
+from tests.tiny_runs import run
+seam, nth = sys.argv[2], int(sys.argv[3])
+plain = getattr(folders.RunFolder, seam)
+calls = 0
+def watched(self, *args, **kwargs):
+    global calls
+    calls += 1
+    if calls == nth:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, *args, **kwargs)
+setattr(folders.RunFolder, seam, watched)
+run(Path(sys.argv[1]), *sys.argv[4:])
+"""
+
+
+def run_and_kill(out: Path, seam: str, nth: int, *assignments: str) -> int:
+    """Run in a process that kills itself just before the nth call of a run-folder method."""
+    command = [sys.executable, "-c", SCRIPT, str(out), seam, str(nth), *assignments]
+    root = Path(__file__).parents[1]
+    return subprocess.run(command, cwd=root, env=os.environ, timeout=120).returncode
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("seam", "nth"),
+    [
+        ("save_checkpoint", 1),
+        ("append_metrics", 2),
+        ("save_checkpoint", 3),
+        ("append_clients", 3),
+        ("finish", 1),
+    ],
+)
+def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path, seam, nth):
+    out = tmp_path / "run"
+    assert run_and_kill(out, seam, nth) == -signal.SIGKILL
+    assert not RunFolder.open(out).finished
+    resume_experiment(out)
+    assert model_bytes(out) == model_bytes(whole)
+    assert (out / "mask.safetensors").read_bytes() == (whole / "mask.safetensors").read_bytes()
+    assert rows(out) == rows(whole)
+    clients = RunFolder.open(out).clients()
+    assert len(clients) == len(RunFolder.open(whole).clients())
+
+
+def test_optimizer_state_of_clients_survives(tmp_path):
+    kept = ("client.keep_optimizer=true",)
+    run(tmp_path / "whole", *kept)
+    out = tmp_path / "run"
+    assert run_and_kill(out, "append_metrics", 3, *kept) == -signal.SIGKILL
+    resume_experiment(out)
+    assert model_bytes(out) == model_bytes(tmp_path / "whole")
+    plain = tmp_path / "plain"
+    run(plain)
+    assert model_bytes(plain) != model_bytes(out)
+
+
+def test_resuming_a_finished_run_changes_nothing(whole):
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    assert resume_experiment(whole)["accuracy"] == RunFolder.open(whole).summary()["accuracy"]
+    assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
+
+
+def test_a_flower_strategy_with_server_state_resumes(tmp_path):
+    adam = ("strategy.name=flwr.serverapp.strategy:FedAdam", "strategy.eta=0.01")
+    run(tmp_path / "whole", *adam)
+    out = tmp_path / "run"
+    assert run_and_kill(out, "append_metrics", 3, *adam) == -signal.SIGKILL
+    resume_experiment(out)
+    assert model_bytes(out) == model_bytes(tmp_path / "whole")

@@ -1,0 +1,126 @@
+"""Masked training: pruned weights stay exactly zero, whatever the optimizer."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedsparse.config import ClientConfig
+from fedsparse.data import Dataset
+from fedsparse.errors import TrainingError
+from fedsparse.sparsity import Mask
+from fedsparse.training import local
+
+
+@pytest.fixture
+def data() -> Dataset:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(65, 6)).astype(np.float32)
+    return Dataset(x, (x[:, 0] > 0).astype(np.int64), 2)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def some_mask(model: nn.Module) -> Mask:
+    rng = np.random.default_rng(2)
+    return Mask.from_arrays(
+        {"0.weight": rng.random((16, 6)) < 0.3, "3.weight": rng.random((2, 16)) < 0.3}
+    )
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_pruned_weights_and_their_optimizer_state_stay_exactly_zero(data, optimizer):
+    model = net()
+    mask = some_mask(model)
+    mask.apply_({name: model.get_parameter(name).data for name in mask.names})
+    settings = ClientConfig(optimizer=optimizer, weight_decay=0.1, batch_size=16, local_epochs=3)
+    trained = local.train(model, data, settings, rng=rng(), mask=mask)
+    for name in mask.names:
+        parameter = model.get_parameter(name)
+        assert not parameter.detach().numpy()[~mask[name]].any()
+        assert parameter.detach().numpy()[mask[name]].all()
+        for slot in trained.optimizer.state[parameter].values():
+            if slot.ndim:
+                assert not slot.numpy()[~mask[name]].any()
+
+
+def test_a_full_mask_trains_like_no_mask(data):
+    masked, plain = net(), net()
+    settings = ClientConfig(batch_size=16)
+    full = Mask.full({"0.weight": (16, 6), "3.weight": (2, 16)})
+    local.train(masked, data, settings, rng=rng(), mask=full)
+    local.train(plain, data, settings, rng=rng())
+    assert all(
+        torch.equal(a, b) for a, b in zip(masked.parameters(), plain.parameters(), strict=True)
+    )
+
+
+def test_training_learns(data):
+    model = net()
+    before = local.evaluate(model, data).accuracy
+    local.train(model, data, ClientConfig(batch_size=16, local_epochs=20), rng=rng())
+    assert local.evaluate(model, data).accuracy > max(0.9, before)
+
+
+def test_the_proximal_term_holds_weights_near_their_start(data):
+    def moved(mu: float) -> float:
+        model = net()
+        start = [p.detach().clone() for p in model.parameters()]
+        settings = ClientConfig(batch_size=16, local_epochs=5, momentum=0.0)
+        local.train(model, data, settings, rng=rng(), proximal_mu=mu)
+        return sum(
+            float((p.detach() - s).square().sum())
+            for p, s in zip(model.parameters(), start, strict=True)
+        )
+
+    assert moved(5.0) < 0.5 * moved(0.0)
+
+
+def test_a_last_batch_of_one_joins_the_one_before():
+    sizes = [len(b) for b in local.batches(65, 16, rng())]
+    assert sizes == [16, 16, 16, 17]
+    assert [len(b) for b in local.batches(1, 16, rng())] == [1]
+    assert sorted(np.concatenate(list(local.batches(65, 16, rng())))) == list(range(65))
+
+
+def test_a_client_with_one_sample_trains(data):
+    one = Dataset(data.x[:1], data.y[:1], 2)
+    assert local.train(net(), one, ClientConfig(), rng=rng()).samples == 1
+
+
+def test_a_loss_that_is_not_finite_is_a_typed_error(data):
+    with pytest.raises(TrainingError, match="lower client.lr"):
+        local.train(net(), data, ClientConfig(lr=1e30, local_epochs=5), rng=rng())
+
+
+def test_optimizer_state_goes_round(data):
+    settings = ClientConfig(batch_size=16, optimizer="adam")
+    straight, broken = net(), net()
+    generator = rng()
+    local.train(straight, data, settings, rng=generator)
+    first = local.train(broken, data, settings, rng=rng())
+    slots = local.optimizer_slots(first.optimizer, broken)
+    assert set(slots) == {"step", "exp_avg", "exp_avg_sq"}
+    again, fresh = net(), net()
+    local.train(again, data, settings, rng=rng(), optimizer_state=slots)
+    local.train(fresh, data, settings, rng=rng())
+    assert not torch.equal(again[0].weight, fresh[0].weight)
+
+
+def test_regression_reports_r_squared():
+    x = np.linspace(-1, 1, 50, dtype=np.float32)[:, None]
+    data = Dataset(x, (2 * x[:, 0]).astype(np.float32), 1)
+    model = nn.Sequential(nn.Linear(1, 1))
+    with torch.no_grad():
+        model[0].weight.fill_(2.0)
+        model[0].bias.zero_()
+    result = local.evaluate(model, data)
+    assert result.loss == pytest.approx(0.0, abs=1e-9)
+    assert result.accuracy == pytest.approx(1.0)
