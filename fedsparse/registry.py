@@ -65,6 +65,9 @@ def load(kind: str, name: str) -> Any:
         path = name
     module, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        imported = importlib.import_module(module)
+    except (ImportError, ValueError) as error:
         raise ConfigError(f"cannot import '{path}' ({error}); is its package installed?") from error
+    if not hasattr(imported, attribute):
+        raise ConfigError(f"module '{module}' has no '{attribute}'; check the name '{path}'")
+    return getattr(imported, attribute)

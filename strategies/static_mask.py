@@ -8,6 +8,7 @@ batch each, as SSFL does.
 from typing import Literal
 
 import numpy as np
+from flwr.app import Message
 from pydantic import Field
 
 from fedsparse import messages, wire
@@ -95,7 +96,7 @@ class StaticMask(SparseStrategy):
         scores = self.mean_scores([self.read_scores(reply) for reply in good], weights)
         return mask_from_scores(scores, s.density, s.allocation)
 
-    def read_scores(self, reply: messages.Message) -> State:
+    def read_scores(self, reply: Message) -> State:
         """Decode one client's scores."""
         schema = wire.Schema(tuple(self.task.shapes.items()))
         payload = wire.unpack(reply.content.array_records[messages.ARRAYS])

@@ -33,7 +33,9 @@ def statistics_momentum(model: nn.Module, momentum: float) -> Iterator[None]:
     """
     layers = norms(model)
     before = {name: (layer.momentum, layer.training) for name, layer in layers.items()}
+    counters = {name: layer.num_batches_tracked for name, layer in layers.items()}
     for layer in layers.values():
+        layer.num_batches_tracked = None
         layer.momentum = momentum
         layer.train()
     try:
@@ -41,6 +43,7 @@ def statistics_momentum(model: nn.Module, momentum: float) -> Iterator[None]:
     finally:
         for name, layer in layers.items():
             layer.momentum, layer.training = before[name]
+            layer.num_batches_tracked = counters[name]
 
 
 @torch.no_grad()

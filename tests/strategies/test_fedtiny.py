@@ -30,8 +30,10 @@ def test_adjusted_count_is_the_papers_formula(strategy, t):
     assert strategy.adjusted_count(t, 1000) == expected
 
 
-def test_adjusts_every_tenth_round_until_the_stop_round(strategy):
-    strategy.mask = random_mask(strategy, 0.2)
+def test_adjusts_every_tenth_round_until_the_stop_round(strategy, monkeypatch):
+    strategy.mask = random_mask(strategy, 0.5)
+    anywhere = strategy.settings.model_copy(update={"granularity": "model"})
+    monkeypatch.setattr(strategy, "settings", anywhere)
     adjusted = [t for t in range(1, 131) if strategy.adjustments(t)]
     assert adjusted == [10, 20, 30, 40, 50, 60, 70, 80, 90]
     assert cosine(0.3, 100)(100) == 0.0
