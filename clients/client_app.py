@@ -4,6 +4,8 @@ A reply is a pure function of (payload, plan, local data, own state, seed), so i
 same on any grid, with any number of workers, and when it is asked for again.
 """
 
+from typing import Literal
+
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -59,7 +61,9 @@ def train_metrics(job: Job, received: Received, trained: local.Trained) -> Metri
     """Return the figures of a training reply: samples, loss, arithmetic, memory."""
     settings = job.config.client
     adaptive = settings.optimizer == "adam"
-    kind = "adam" if adaptive else "momentum" if settings.momentum else "sgd"
+    kind: Literal["sgd", "momentum", "adam"] = (
+        "adam" if adaptive else "momentum" if settings.momentum else "sgd"
+    )
     flops = job.cost.train_flops(trained.samples, received.mask)
     if job.plan.grow:
         flops += job.cost.dense_gradient_flops(growth_samples(job), list(job.plan.grow))

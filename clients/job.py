@@ -8,6 +8,7 @@ nothing of one client is left for the next.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ def reply_arrays(state: State, received: Received, values: str) -> ArrayRecord:
     """
     if not received.sparse:
         return ArrayRecord({name: Array(np.asarray(value)) for name, value in state.items()})
-    mode = "full" if received.mask is None else "shared"
+    mode: Literal["full", "shared"] = "full" if received.mask is None else "shared"
     return wire.pack(wire.encode(state, mask=received.mask, mode=mode, values=values))
 
 

@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fedsparse import registry
-from fedsparse.errors import ConfigError, did_you_mean
+from fedsparse.errors import ConfigError, UnknownNameError, did_you_mean
 
 
 def _finite(value: float) -> float:
@@ -33,14 +33,14 @@ Density = Annotated[float, AfterValidator(_finite), Field(gt=0, le=1)]
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class RunConfig(Section):
     """`[run]`: what is repeated, and how often it is looked at."""
 
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    rounds: int = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63, description="every random stream derives from it")
+    rounds: int = Field(default=20, ge=1, description="rounds of training")
     eval_every: int = Field(default=1, ge=1, description="rounds between tests of the global model")
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
     keep_checkpoints: int = Field(default=3, ge=0, description="newest ones kept; 0 keeps all")
@@ -49,19 +49,25 @@ class RunConfig(Section):
 class DataConfig(Section):
     """`[data]`: where samples come from and how they are dealt to clients."""
 
-    name: str = "digits"
-    path: str | None = None
-    partition: Literal["iid", "dirichlet", "shards", "quantity", "natural"] = "dirichlet"
+    name: str = Field(default="digits", description="see `fedsparse list datasets`")
+    path: str | None = Field(default=None, description="a file, a folder, or an id of the hub")
+    partition: Literal["iid", "dirichlet", "shards", "quantity", "natural"] = Field(
+        default="dirichlet", description="how samples are dealt to clients"
+    )
     alpha: Finite = Field(default=0.5, gt=0, description="concentration of dirichlet and quantity")
-    min_per_client: int = Field(default=2, ge=1)
-    shards_per_client: int = Field(default=2, ge=1)
+    min_per_client: int = Field(default=2, ge=1, description="least samples of a client")
+    shards_per_client: int = Field(default=2, ge=1, description="of sorted labels, for shards")
     column: str | None = Field(default=None, description="column of the natural partition")
     samples: int | None = Field(
         default=None, ge=1, description="training samples used; all if unset"
     )
-    test_samples: int | None = Field(default=None, ge=1)
+    test_samples: int | None = Field(
+        default=None, ge=1, description="of the test set; all if unset"
+    )
     public_samples: int = Field(default=0, ge=0, description="the server's own one-shot data")
-    client_test_fraction: Finite = Field(default=0.1, ge=0, lt=1)
+    client_test_fraction: Finite = Field(
+        default=0.1, ge=0, lt=1, description="of a client's samples, held out for its own test"
+    )
     features: int = Field(default=50, ge=1, description="synthetic regression: dimension")
     nonzero: int = Field(default=5, ge=1, description="synthetic regression: true support")
     noise: Finite = Field(default=0.1, ge=0, description="synthetic: noise level")
@@ -73,29 +79,31 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """`[model]`: a model of the zoo, or a dotted path to a factory."""
 
-    name: str = "cnn"
-    width: Finite = Field(default=1.0, gt=0, le=16)
+    name: str = Field(default="cnn", description="see `fedsparse list models`")
+    width: Finite = Field(default=1.0, gt=0, le=16, description="factor on the channels")
 
 
 class ClientConfig(Section):
     """`[client]`: local training."""
 
-    lr: Finite = Field(default=0.05, gt=0)
+    lr: Finite = Field(default=0.05, gt=0, description="learning rate of round 1")
     lr_decay: Finite = Field(default=1.0, gt=0, le=1, description="factor on lr after each round")
-    batch_size: int = Field(default=32, ge=1)
-    local_epochs: int = Field(default=1, ge=1)
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: Finite = Field(default=0.9, ge=0, lt=1)
-    weight_decay: Finite = Field(default=0.0, ge=0)
+    batch_size: int = Field(default=32, ge=1, description="samples a step")
+    local_epochs: int = Field(default=1, ge=1, description="passes over the local data a round")
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="masked like the weights")
+    momentum: Finite = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: Finite = Field(default=0.0, ge=0, description="of kept weights")
     keep_optimizer: bool = Field(default=False, description="momentum outlives the round")
-    backend: Literal["auto", "torch"] = "auto"
+    backend: Literal["auto", "torch"] = Field(default="auto", description="what trains")
 
 
 class FleetConfig(Section):
     """`[fleet]`: who takes part."""
 
-    clients: int = Field(default=10, ge=1)
-    clients_per_round: int | None = Field(default=None, ge=1, description="all if unset")
+    clients: int = Field(default=10, ge=1, description="all there are")
+    clients_per_round: int | None = Field(
+        default=None, ge=1, description="drawn anew each round; all if unset"
+    )
     min_replies: Finite = Field(
         default=0.5, gt=0, le=1, description="least fraction that must reply"
     )
@@ -105,18 +113,20 @@ class FleetConfig(Section):
 class EngineConfig(Section):
     """`[engine]`: the grid that carries messages."""
 
-    name: Literal["auto", "inline", "ray", "flower"] = "auto"
+    name: Literal["auto", "inline", "ray", "flower"] = Field(
+        default="auto", description="auto: ray where it saves time, else inline"
+    )
     workers: int | None = Field(default=None, ge=1, description="one a core if unset")
-    device: Literal["cpu"] = "cpu"
-    ray_address: str | None = None
+    device: Literal["cpu"] = Field(default="cpu", description="what clients train on")
+    ray_address: str | None = Field(default=None, description="of a Ray cluster; local if unset")
     timeout: Finite = Field(default=3600.0, gt=0, description="seconds a round waits for replies")
 
 
 class StrategySettings(Section):
     """What every strategy's section holds; a strategy's `Settings` adds its own keys."""
 
-    name: str = "fedtiny"
-    density: Density = 0.1
+    name: str = Field(default="fedtiny", description="see `fedsparse list strategies`")
+    density: Density = Field(default=0.1, description="kept fraction of the prunable weights")
     values: Literal["f32", "f16", "bf16", "int8"] = Field(
         default="f32", description="how kept values travel"
     )
@@ -155,11 +165,7 @@ def resolve(tree: Mapping[str, Any]) -> Config:
     Raises ConfigError, one line that names the key and the value, for unknown
     sections, keys or names, wrong types and values out of range.
     """
-    for section, values in tree.items():
-        if section not in Config.model_fields:
-            raise ConfigError(f"unknown section '[{section}]'{did_you_mean(section, _sections())}")
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"'{section}' is a section: write {section}.KEY = {values!r}")
+    _check_sections(tree)
     strategy = dict(tree.get("strategy", {}))
     name = strategy.get("name", StrategySettings.model_fields["name"].default)
     if not isinstance(name, str):
@@ -168,13 +174,30 @@ def resolve(tree: Mapping[str, Any]) -> Config:
     try:
         checked = settings.model_validate(strategy)
     except ValidationError as error:
-        raise ConfigError(_explain(error, tree, {"strategy": settings}, ("strategy",))) from None
+        raise ConfigError(_explain(error, settings, ("strategy",))) from None
     try:
         config = Config.model_validate({**tree, "strategy": checked.model_dump()})
     except ValidationError as error:
-        raise ConfigError(_explain(error, tree, {"strategy": settings})) from None
+        raise ConfigError(_explain(error, settings)) from None
     _check_together(config)
     return config
+
+
+def _check_sections(tree: Mapping[str, Any]) -> None:
+    """Refuse what is no section, or a section that nobody knows."""
+    for section, values in tree.items():
+        if section not in Config.model_fields:
+            moved = [] if isinstance(values, Mapping) else _sections_with(section)
+            if moved:
+                raise ConfigError(f"key '{section}' is outside a section; put it below {moved[0]}")
+            raise ConfigError(f"unknown section '[{section}]'{did_you_mean(section, _sections())}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{section} = {values!r}: [{section}] is a section, give it keys")
+
+
+def _sections_with(key: str) -> list[str]:
+    """Return the sections, as TOML heads, that know a key of this name."""
+    return [f"[{k.partition('.')[0]}]" for k in keys(StrategySettings) if k.endswith(f".{key}")]
 
 
 def settings_of(strategy: str) -> type[StrategySettings]:
@@ -190,7 +213,7 @@ def settings_of(strategy: str) -> type[StrategySettings]:
 class ForeignSettings(StrategySettings):
     """Settings of a strategy that is not ours: every key goes to its constructor."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     density: Density = 1.0
 
@@ -200,22 +223,25 @@ def from_json(text: str) -> Config:
     try:
         return Config.model_validate_json(text)
     except ValidationError as error:
-        raise ConfigError(f"configuration from the server is not valid: {error}") from None
+        reason = _explain(error, StrategySettings)
+        raise ConfigError(f"the configuration of the server is not valid: {reason}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raises ConfigError when it is missing, binary or broken."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file '{path}'; give a path to a TOML file") from None
     except IsADirectoryError:
         raise ConfigError(f"'{path}' is a folder; give a path to a TOML file") from None
     except PermissionError:
         raise ConfigError(f"'{path}' cannot be read; check its permissions") from None
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"'{path}' is not a text file; give a path to a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
 
 
@@ -223,64 +249,94 @@ def override(tree: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
     """Return `tree` with `section.key=value` assignments on top.
 
     Values are read as TOML and, where that fails, as plain strings. Choosing another
-    strategy keeps only the keys that the new one knows.
+    strategy drops the keys that only the one before it knows.
     """
+    _check_sections(tree)
     merged = {section: dict(values) for section, values in tree.items()}
-    for text in sorted(assignments, key=lambda t: not t.startswith("strategy.name=")):
-        key, equals, value = text.partition("=")
-        section, dot, name = key.strip().partition(".")
-        if not equals or not dot or not name:
-            raise ConfigError(
-                f"--set '{text}' is not KEY=VALUE; example: --set strategy.density=0.05"
-            )
-        chosen = _toml_value(value.strip())
-        if (section, name) == ("strategy", "name") and isinstance(chosen, str):
-            merged["strategy"] = _known_to(chosen, merged.get("strategy", {}))
-        merged.setdefault(section, {})[name] = chosen
+    changes = [_assignment(text) for text in assignments]
+    for section, name, value in sorted(changes, key=lambda c: c[:2] != ("strategy", "name")):
+        if (section, name) == ("strategy", "name") and isinstance(value, str):
+            merged["strategy"] = fitting(value, merged.get("strategy", {}))
+        merged.setdefault(section, {})[name] = value
     return merged
 
 
-def _known_to(strategy: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a strategy section that another strategy understands."""
+def _assignment(text: str) -> tuple[str, str, Any]:
+    """Split `section.key=value`; raises ConfigError when it is none."""
+    key, equals, value = text.partition("=")
+    section, dot, name = (part.strip() for part in key.partition("."))
+    if not (equals and dot and section and name):
+        raise ConfigError(
+            f"--set '{text}' is not SECTION.KEY=VALUE; example: --set strategy.density=0.05"
+        )
+    return section, name, _toml_value(value.strip())
+
+
+def fitting(strategy: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `[strategy]` section without what belongs to its present strategy alone.
+
+    A density does not go over to a strategy that is dense unless told otherwise.
+    """
     known = settings_of(strategy).model_fields
+    before = _own_keys(section.get("name", StrategySettings.model_fields["name"].default))
     dense = known["density"].default == 1.0
-    return {k: v for k, v in section.items() if k in known and not (dense and k == "density")}
+    return {
+        key: value
+        for key, value in section.items()
+        if (key in known or key not in before) and not (dense and key == "density")
+    }
+
+
+def _own_keys(strategy: Any) -> Iterable[str]:
+    """Return the keys of a strategy's section; none for a name that is not known."""
+    try:
+        return settings_of(strategy).model_fields if isinstance(strategy, str) else ()
+    except ConfigError:
+        return ()
 
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return found["value"] if list(found) == ["value"] else text
 
 
 def _sections() -> list[str]:
     return list(Config.model_fields)
 
 
-def keys(settings: Mapping[str, type[BaseModel]]) -> list[str]:
+def sections(settings: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Return the model behind each section, given that of the strategy section."""
+    found = {section: field.annotation for section, field in Config.model_fields.items()}
+    return {**found, "strategy": settings}  # type: ignore[dict-item]
+
+
+def keys(settings: type[BaseModel]) -> list[str]:
     """Return every dotted key, given the settings model of the strategy section."""
-    found = []
-    for section, field in Config.model_fields.items():
-        model = settings.get(section, field.annotation)
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            found += [f"{section}.{name}" for name in model.model_fields]
-    return found
+    return [
+        f"{section}.{name}"
+        for section, model in sections(settings).items()
+        for name in model.model_fields
+    ]
 
 
 def _explain(
-    error: ValidationError,
-    tree: Mapping[str, Any],
-    settings: Mapping[str, type[BaseModel]],
-    prefix: tuple[str, ...] = (),
+    error: ValidationError, settings: type[BaseModel], prefix: tuple[str, ...] = ()
 ) -> str:
     """Turn pydantic's first complaint into one line with the dotted key and the value."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in prefix + first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest_key(key, keys(settings))}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{key} = {first['input']!r}: {_wording(first['msg'])}"
+
+
+def _wording(message: str) -> str:
+    """Shorten pydantic's complaint to what the value must be."""
+    plain = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    return plain[0].lower() + plain[1:]
 
 
 def _nearest_key(key: str, known: list[str]) -> str:
@@ -304,4 +360,4 @@ def _check_together(config: Config) -> None:
         )
     for kind, name in (("models", config.model.name), ("datasets", config.data.name)):
         if ":" not in name and name not in registry.names(kind):
-            raise registry.UnknownNameError(registry.SINGULAR[kind], name, registry.names(kind))
+            raise UnknownNameError(registry.SINGULAR[kind], name, registry.names(kind))

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedsparse.runs.progress import Progress, Silent
 from flwr.serverapp import Grid
 
 from fedsparse.config import Config
 from fedsparse.errors import ConfigError
 from fedsparse.runs import RunFolder
+from fedsparse.runs.progress import Progress, Silent
 from strategies import foreign
 from strategies.execute import execute
 from strategies.task import Task

@@ -19,7 +19,9 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
+from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsparse.errors import GridError
@@ -44,13 +46,38 @@ def number(message: Message, message_id: str) -> None:
 
 
 def message_of(metadata: Metadata, records: Mapping[str, Any]) -> Message:
-    """Rebuild a message from its parts in another process."""
-    return Message(metadata=metadata, content=RecordDict(dict(records)))
+    """Rebuild a message from its parts, with records that are the receiver's own.
+
+    Strategies put one RecordDict into all messages; a client that writes into what it
+    received must not reach its neighbours. The arrays' bytes are shared, not copied.
+    """
+    own = {name: _own(record) for name, record in records.items()}
+    return make_message(metadata=metadata, content=RecordDict(own))
+
+
+def _own(record: Any) -> Any:
+    copy = record.copy()
+    for key, value in copy.items():
+        if isinstance(value, list):
+            copy[key] = list(value)
+    return copy
 
 
 def error_reply(message: Message, code: int, reason: str) -> Message:
-    """Return the error that stands for a client's reply, as Flower's engine does."""
-    return Message(Error(code, reason), reply_to=message)
+    """Return the error that stands for a client's reply, its reason on one line."""
+    return Message(Error(code, " ".join(reason.split())), reply_to=message)
+
+
+def abandon(grid: Grid) -> None:
+    """Make whoever waits in this grid's `send_and_receive` raise GridError.
+
+    Flower's own grid waits for ever when its engine is gone, and has no way to be told.
+    """
+
+    def gone(messages: Any) -> Any:
+        raise GridError("the engine behind this grid has ended")
+
+    vars(grid).update(push_messages=gone, pull_messages=gone)
 
 
 def new_context(
@@ -69,6 +96,8 @@ def new_context(
 def load_app(path: str) -> ClientApp:
     """Import a ClientApp by `module:attribute`; raises GridError when it is none."""
     module, _, attribute = path.partition(":")
+    if module == "__main__":
+        raise GridError(f"'{path}' cannot be imported by workers; put the ClientApp in a module")
     try:
         app = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -91,8 +120,8 @@ def plain_state(state: RecordDict) -> dict[str, Any]:
         }
         for name, record in state.array_records.items()
     }
-    metrics = {name: dict(record) for name, record in state.metric_records.items()}
-    configs = {name: dict(record) for name, record in state.config_records.items()}
+    metrics = {name: dict(_own(record)) for name, record in state.metric_records.items()}
+    configs = {name: dict(_own(record)) for name, record in state.config_records.items()}
     kinds = {"arrays": arrays, "metrics": metrics, "configs": configs}
     return {kind: records for kind, records in kinds.items() if records}
 
@@ -108,7 +137,7 @@ def record_state(plain: Mapping[str, Any]) -> RecordDict:
             }
         )
     for name, metrics in plain.get("metrics", {}).items():
-        state[name] = MetricRecord(dict(metrics))
+        state[name] = _own(MetricRecord(dict(metrics)))
     for name, config in plain.get("configs", {}).items():
-        state[name] = ConfigRecord(dict(config))
+        state[name] = _own(ConfigRecord(dict(config)))
     return state

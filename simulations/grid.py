@@ -56,7 +56,8 @@ class Executor(Protocol):
 
 def perform(app: ClientApp, task: Task) -> TaskResult:
     """Let a client answer one message; an exception becomes an error reply."""
-    message = task.message
+    sent = task.message
+    message = internals.message_of(sent.metadata, sent.content)
     context: Context = internals.new_context(
         message.metadata.run_id,
         message.metadata.dst_node_id,
@@ -67,20 +68,25 @@ def perform(app: ClientApp, task: Task) -> TaskResult:
     )
     try:
         reply = app(message, context)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        return TaskResult(
-            task.client,
-            internals.error_reply(message, internals.RAISED, reason),
-            task.state or {},
-        )
-    return TaskResult(task.client, reply, internals.plain_state(context.state))
+        if not isinstance(reply, Message):
+            raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
+        return TaskResult(task.client, reply, internals.plain_state(context.state))
+    except (Exception, SystemExit) as error:
+        return failure(task, internals.RAISED, f"{type(error).__name__}: {error}")
+
+
+def failure(task: Task, code: int, reason: str) -> TaskResult:
+    """Return the result that stands for a client without a reply; its state stays as it was."""
+    return TaskResult(
+        task.client, internals.error_reply(task.message, code, reason), task.state or {}
+    )
 
 
 class InlineExecutor:
     """Clients one after another in the calling process: for debugging and small runs.
 
-    The time limit is looked at between clients: one that is at work is not stopped.
+    The time limit is looked at between clients: one that is at work is not stopped, and
+    one that ends its process ends the run.
     """
 
     def __init__(self, client_app: ClientApp | str) -> None:
@@ -192,30 +198,51 @@ class CohortGrid(Grid):
 
     def _exchange(self, sent: list[Message], timeout: float | None) -> list[Message]:
         internals.become_server(self.run_id)
-        tasks = [self._task(message) for message in sent]
-        tasks.sort(key=lambda task: task.client)
+        end = None if timeout is None else time.monotonic() + timeout
+        for message in sent:
+            internals.number(message, uuid.uuid4().hex)
         done: list[TaskResult] = []
-        for result in self.executor.run(tasks, timeout):
-            done.append(result)
-            if result.state:
-                self._states[result.client] = result.state
-            else:
-                self._states.pop(result.client, None)
-            if self.progress is not None:
-                self.progress(len(done), len(tasks))
+        for wave in self._waves(sent):
+            tasks = [self._task(client, message) for client, message in sorted(wave.items())]
+            left = None if end is None else end - time.monotonic()
+            for result in self.executor.run(tasks, left):
+                done.append(result)
+                self._keep(result)
+                if self.progress is not None:
+                    self.progress(len(done), len(sent))
         done.sort(key=lambda result: result.client)
         return [result.reply for result in done]
 
-    def _task(self, message: Message) -> Task:
-        client = self.client_of(message.metadata.dst_node_id)
-        internals.number(message, uuid.uuid4().hex)
+    def _waves(self, sent: Iterable[Message]) -> list[dict[int, Message]]:
+        """Deal messages out so that a client's second one sees the state its first one left."""
+        waves: list[dict[int, Message]] = []
+        seen: dict[int, int] = {}
+        for message in sent:
+            client = self.client_of(message.metadata.dst_node_id)
+            place = seen[client] = seen.get(client, -1) + 1
+            if place == len(waves):
+                waves.append({})
+            waves[place][client] = message
+        return waves
+
+    def _task(self, client: int, message: Message) -> Task:
         return Task(client, self.clients, message, self._states.get(client), self.run_config)
+
+    def _keep(self, result: TaskResult) -> None:
+        """Hold a client's state until its next message; an empty one isn't held."""
+        if result.state:
+            self._states[result.client] = result.state
+        else:
+            self._states.pop(result.client, None)
 
     # -- clients' state, and the end --------------------------------------------------
 
     def states(self) -> dict[int, dict[str, Any]]:
-        """Return the state of every client that has one (see `plain_state`)."""
-        return dict(self._states)
+        """Return the state of every client that has one, in the order of clients.
+
+        The form is that of `plain_state`: nested dicts of bytes, lists and plain values.
+        """
+        return dict(sorted(self._states.items()))
 
     def load_states(self, states: Mapping[int, dict[str, Any]]) -> None:
         """Replace every client's state by what `states` returned earlier."""

@@ -2,24 +2,34 @@
 
 A round's messages reach each worker as one batch, and each distinct model is put into
 Ray's object store once. A dead worker is replaced; the clients that it had not answered
-are retried once, each alone on a fresh worker, so that one that kills its worker takes
-only itself down.
+are retried once, each in a call of its own, so that one that kills its worker takes only
+itself down.
 """
 
 import logging
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+# Ray prints the death of a worker to the driver's stdout, log_to_driver or not; what is
+# to be said of it is in the client's reply. Ray reads this when it is imported.
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX",
+    r"^(A worker died or was killed|WARNING: \d+ PYTHON worker)|killed due to memory pressure",
+)
 
 import ray
 from flwr.app import ArrayRecord, Metadata
+from ray.exceptions import RayError, RayTaskError
 
 from fedsparse.errors import GridError
 from simulations import flower_internals as internals
-from simulations.grid import Task, TaskResult, perform
+from simulations.grid import Task, TaskResult, failure, perform
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,24 @@ class _Parcel:
     run_config: dict[str, Any]
 
 
+@dataclass
+class _Call:
+    """A batch at work: whose actor has it, and what it has not answered yet."""
+
+    number: int
+    waiting: deque[_Parcel]
+
+
+Losses = list[tuple[_Parcel, RayError]]
+
+
 class _Worker:
     """Lives in a process of its own; answers a batch one client after another."""
 
     def __init__(self, client_app: str) -> None:
         self.app = internals.load_app(client_app)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
 
     def answer(self, parcels: list[_Parcel], models: list[Any]) -> Iterator[TaskResult]:
         """Yield each client's result; every model is fetched from the store once."""
@@ -52,82 +75,74 @@ class _Worker:
 
 
 class RayExecutor:
-    """Carries tasks to `workers` Ray actors, on this machine or on the cluster at `address`."""
+    """Carries tasks to `workers` Ray actors, on this machine or on the cluster at `address`.
+
+    Raises GridError when the ClientApp cannot be imported, or Ray cannot be started or has
+    fewer CPUs than `workers`. A client that is at work when the time limit comes is stopped
+    with its worker.
+    """
 
     def __init__(self, client_app: str, *, workers: int, address: str | None = None) -> None:
         if workers < 1:
             raise GridError(f"engine.workers = {workers}: at least one worker is needed")
+        internals.load_app(client_app)
         self.client_app = client_app
         self.started = not ray.is_initialized()
         if self.started:
             _start_ray(workers, address)
+        _check_cpus(workers)
         self.actors = [self._new_actor() for _ in range(workers)]
 
     def _new_actor(self) -> Any:
-        return ray.remote(_Worker).options(num_cpus=1, max_restarts=0).remote(self.client_app)
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        options = {"num_cpus": 1, "max_restarts": 0, "runtime_env": {"env_vars": variables}}
+        return ray.remote(_Worker).options(**options).remote(self.client_app)
 
     def run(self, tasks: Sequence[Task], timeout: float | None) -> Iterator[TaskResult]:
         """Yield results as they come; lost clients are retried once, then reported."""
         end = None if timeout is None else time.monotonic() + timeout
-        by_client = {task.client: task for task in tasks}
         parcels, models = _pack(tasks)
-        waiting: dict[int, list[_Parcel]] = {
-            number: batch
-            for number in range(len(self.actors))
-            if (batch := parcels[number :: len(self.actors)])
-        }
-        lost: list[_Parcel] = []
-        for number, result in self._collect(waiting, models, lost, end):
-            waiting[number] = [p for p in waiting[number] if p.client != result.client]
-            yield result
-        for parcel in lost:
-            yield self._retry(parcel, by_client[parcel.client], models, end)
+        lost: Losses = []
+        yield from self._carry(_chunks(parcels, len(self.actors)), models, end, lost)
+        lost_again: Losses = []
+        yield from self._carry([[parcel] for parcel, _ in lost], models, end, lost_again)
+        by_client = {task.client: task for task in tasks}
+        for parcel, error in lost_again:
+            yield _report(by_client[parcel.client], error)
 
-    def _collect(
-        self,
-        waiting: dict[int, list[_Parcel]],
-        models: list[Any],
-        lost: list[_Parcel],
-        end: float | None,
-    ) -> Iterator[tuple[int, TaskResult]]:
-        """Yield (worker, result) from all workers; a dead worker's remainder goes to `lost`."""
-        streams = {
-            self.actors[number].answer.options(num_returns="streaming").remote(batch, models): number
-            for number, batch in waiting.items()
-        }
-        while streams:
-            ready, _ = ray.wait(list(streams), num_returns=1, timeout=_left(end))
+    def _carry(
+        self, batches: Sequence[list[_Parcel]], models: list[Any], end: float | None, lost: Losses
+    ) -> Iterator[TaskResult]:
+        """Yield what workers answer, a batch at a time each; what a dead one left is `lost`."""
+        batches = deque(batches)
+        idle = deque(range(len(self.actors)))
+        calls: dict[Any, _Call] = {}
+        while batches or calls:
+            while batches and idle:
+                batch, number = batches.popleft(), idle.popleft()
+                answer = self.actors[number].answer.options(num_returns="streaming")
+                calls[answer.remote(batch, models)] = _Call(number, deque(batch))
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=_left(end))
             if not ready:
-                for number in streams.values():
-                    self._replace(number)
+                for call in calls.values():
+                    self._replace(call.number)
                 return
-            stream = ready[0]
-            number = streams[stream]
+            stream: Any = ready[0]
+            call = calls[stream]
             try:
-                yield number, ray.get(next(stream))
+                result: TaskResult = ray.get(next(stream))
+                call.waiting.popleft()
+                yield result
             except StopIteration:
-                del streams[stream]
-            except ray.exceptions.RayActorError:
-                del streams[stream]
-                self._replace(number)
-                lost += waiting[number]
-
-    def _retry(
-        self, parcel: _Parcel, task: Task, models: list[Any], end: float | None
-    ) -> TaskResult:
-        """Ask one client alone, on a fresh worker."""
-        actor = self._new_actor()
-        try:
-            stream = actor.answer.options(num_returns="streaming").remote([parcel], models)
-            ray.wait([stream], num_returns=1, timeout=_left(end))
-            result: TaskResult = ray.get(next(stream), timeout=_left(end))
-            return result
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError, StopIteration):
-            reason = f"client {parcel.client} lost its worker twice; see its memory and its code"
-            reply = internals.error_reply(task.message, internals.CRASHED, reason)
-            return TaskResult(parcel.client, reply, parcel.state or {})
-        finally:
-            ray.kill(actor)
+                del calls[stream]
+                idle.append(call.number)
+            except RayError as error:
+                del calls[stream]
+                lost += [(parcel, error) for parcel in call.waiting]
+                if not isinstance(error, RayTaskError):
+                    self._replace(call.number)
+                idle.append(call.number)
 
     def _replace(self, number: int) -> None:
         """Put a new actor in a dead or late one's place."""
@@ -136,32 +151,55 @@ class RayExecutor:
 
     def close(self) -> None:
         """Stop the actors, and Ray if it was started here."""
-        for actor in self.actors:
-            ray.kill(actor)
+        if ray.is_initialized():
+            for actor in self.actors:
+                ray.kill(actor)
+            if self.started:
+                ray.shutdown()
         self.actors = []
-        if self.started:
-            ray.shutdown()
 
 
 def _left(end: float | None) -> float | None:
     return None if end is None else max(0.0, end - time.monotonic())
 
 
+def _chunks(parcels: list[_Parcel], workers: int) -> list[list[_Parcel]]:
+    """Deal clients out in their order, as evenly as can be; empty batches are left out."""
+    size, over = divmod(len(parcels), workers)
+    ends = [number * size + min(number, over) for number in range(workers + 1)]
+    chunks = [parcels[a:b] for a, b in pairwise(ends)]
+    return [chunk for chunk in chunks if chunk]
+
+
+def _report(task: Task, error: RayError) -> TaskResult:
+    """Return the error reply of a client that was lost twice."""
+    if isinstance(error, RayTaskError):
+        reason = f"the reply of client {task.client} cannot be sent: {error.cause}"
+        return failure(task, internals.RAISED, reason)
+    reason = f"client {task.client} lost its worker twice; see its memory and its code"
+    return failure(task, internals.CRASHED, reason)
+
+
 def _start_ray(workers: int, address: str | None) -> None:
     """Start Ray here, quietly, or join the cluster at `address`."""
-    paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}}
-    common = {"log_to_driver": False, "logging_level": logging.ERROR}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is not None:
-            ray.init(address=address, **common)
+            ray.init(address=address, **quiet)
         else:
-            ray.init(
-                num_cpus=workers, include_dashboard=False, runtime_env=environment, **common
-            )
+            # "local": never join a cluster that RAY_ADDRESS or an earlier `ray start` names.
+            ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"at '{address}'" if address else "on this machine"
         raise GridError(f"Ray cannot be started {where}: {error}") from error
+
+
+def _check_cpus(workers: int) -> None:
+    """Refuse workers that would wait for ever for a CPU."""
+    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+    if cpus < workers:
+        raise GridError(f"engine.workers = {workers}, but Ray has {cpus} CPUs; lower it")
 
 
 def _pack(tasks: Sequence[Task]) -> tuple[list[_Parcel], list[Any]]:

@@ -70,7 +70,8 @@ class FedAvg(SparseStrategy):
                 name, np.zeros_like(old)
             ) + (old - mean[name])
             self.velocity[name] = velocity
-            stepped[name] = old - np.float32(self.settings.server_lr) * velocity
+            step = np.float32(self.settings.server_lr) * velocity
+            stepped[name] = np.asarray(old - step, np.float32)
         return stepped
 
     def state_dict(self) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class FedTiny(SparseStrategy):
             self.ask(clients, kind, plan, dict(arrays)), timeout=config.engine.timeout
         )
         good = [reply for reply in replies if reply.has_content()]
-        bad = {self.client_of(r): r.error.reason for r in replies if not r.has_content()}
+        bad = {self.client_of(r): r.error.reason or "" for r in replies if not r.has_content()}
         require_replies(len(good), len(clients), config.fleet.min_replies, bad)
         return good
 

@@ -8,8 +8,10 @@ batch each, as SSFL does.
 from typing import Literal
 
 import numpy as np
+import torch
 from flwr.app import Message
 from pydantic import Field
+from torch import Tensor
 
 from fedsparse import messages, wire
 from fedsparse.config import Finite, StrategySettings
@@ -71,14 +73,14 @@ class StaticMask(SparseStrategy):
             )
         self.state = masked(self.state, self.mask)
 
-    def public_batches(self) -> list[tuple[local.Tensor, local.Tensor]]:
+    def public_batches(self) -> list[tuple[Tensor, Tensor]]:
         """Return the server's data in batches; SynFlow looks only at a sample's shape."""
         if self.settings.criterion not in NEEDS_DATA:
             shape = (1, *self.task.data.input_shape)
-            return [(local.torch.zeros(shape), local.torch.zeros(1))]
+            return [(torch.zeros(shape), torch.zeros(1))]
         x, y = local.tensors(self.task.public)
         size = self.settings.score_samples
-        return list(zip(x.split(size), y.split(size), strict=True))
+        return list(zip(torch.split(x, size), torch.split(y, size), strict=True))
 
     def ask_clients_to_score(self, grid: MeteredGrid) -> Mask:
         """Let each client score one batch; keep the top of the weighted mean (SSFL)."""

@@ -22,9 +22,9 @@ def test_same_bits_as_inline(inline, tmp_path, engine, workers):
     reference, summary = inline
     out = tmp_path / "run"
     other = run(out, *SHORT, f"engine.name={engine}", f"engine.workers={workers}")
-    assert hashlib.sha256(model_bytes(out)).digest() == hashlib.sha256(
-        model_bytes(reference)
-    ).digest()
+    assert (
+        hashlib.sha256(model_bytes(out)).digest() == hashlib.sha256(model_bytes(reference)).digest()
+    )
     assert (out / "mask.safetensors").read_bytes() == (reference / "mask.safetensors").read_bytes()
     assert rows(out) == rows(reference)
     ignored = {"wall_seconds", "run"}

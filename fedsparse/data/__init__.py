@@ -48,9 +48,7 @@ def _load(text: str, clients: int, seed: int) -> FederatedData:
     )
 
 
-def _public(
-    train: Dataset, chosen: Indices, count: int, seed: int
-) -> tuple[Indices, Indices]:
+def _public(train: Dataset, chosen: Indices, count: int, seed: int) -> tuple[Indices, Indices]:
     """Split positions into the server's public samples and the clients'."""
     rng = seeds.stream(seed, 0, seeds.SERVER, "public samples")
     public = chosen[_spread(train.y[chosen], count, rng)]

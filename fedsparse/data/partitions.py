@@ -85,6 +85,12 @@ def natural(column: NDArray[Any] | None, clients: int) -> list[Indices]:
 def _levelled(parts: Sequence[Indices], least: int, rng: np.random.Generator) -> list[Indices]:
     """Move random samples from the largest clients to those below the minimum."""
     dealt = [np.asarray(part) for part in parts]
+    samples = sum(map(len, dealt))
+    if samples < least * len(dealt):
+        raise DataError(
+            f"{samples} samples do not give {len(dealt)} clients {least} each; lower fleet.clients "
+            "or data.min_per_client"
+        )
     for poor in range(len(dealt)):
         while len(dealt[poor]) < least:
             rich = int(np.argmax([len(part) for part in dealt]))

@@ -30,7 +30,7 @@ def digits(data: DataConfig, seed: int) -> Source:
 
     bunch = load_digits()
     x = (bunch.images[:, None].astype(np.float32) - 8.0) / 8.0
-    return _split(Dataset(x, bunch.target.astype(np.int64), 10), 0.2, 0)
+    return hold_out(Dataset(x, bunch.target.astype(np.int64), 10), 0.2, 0)
 
 
 def fashion_mnist(data: DataConfig, seed: int) -> Source:
@@ -47,6 +47,11 @@ def fashion_mnist(data: DataConfig, seed: int) -> Source:
         f"Fashion-MNIST's IDX files are not in {' or '.join(map(str, places))}; install Debian's "
         "package dataset-fashion-mnist, or set data.path to their folder"
     )
+
+
+def fashion_folder() -> Path | None:
+    """Return where Fashion-MNIST lies on this machine, if it does."""
+    return next((Path(p) for p in _fashion_places() if _idx_file(Path(p), "train", "images")), None)
 
 
 def _fashion_places() -> list[str]:
@@ -69,9 +74,9 @@ def npz(data: DataConfig, seed: int) -> Source:
     """
     path = _path(data, "npz", "a .npz file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"'{path}' is no readable .npz file of plain arrays: {error}") from None
     if "x_train" in arrays:
         names: Sequence[str] = ("x_train", "y_train", "x_test", "y_test")
@@ -80,20 +85,15 @@ def npz(data: DataConfig, seed: int) -> Source:
     missing = [name for name in names if name not in arrays]
     if missing:
         raise DataError(f"'{path}' has no array '{missing[0]}'; it needs {', '.join(names)}")
-    labels = [arrays[name] for name in names[1::2]]
-    classes = _classes(np.concatenate(labels), str(path))
-    column = _column(arrays, data.column, str(path))
     sets = [
-        Dataset(_scaled(arrays[x], str(path)), _labels(arrays[y], classes), classes)
+        _dataset(arrays[x], arrays[y], f"'{path}': {x}")
         for x, y in zip(names[::2], names[1::2], strict=True)
     ]
-    for name, dataset in zip(names[::2], sets, strict=True):
-        _check_lengths(dataset, f"'{path}': {name}")
+    column = _column(arrays, data.column, len(sets[0]), f"'{path}'")
     if len(sets) == 2:
-        _check_column(column, len(sets[0]), str(path))
-        return Source(sets[0], sets[1], column)
-    _check_column(column, len(sets[0]), str(path))
-    return _split(sets[0], 0.2, seed, column)
+        train, test = _together(sets[0], sets[1], f"'{path}'")
+        return Source(train, test, column)
+    return hold_out(sets[0], 0.2, seed, column)
 
 
 def image_folder(data: DataConfig, seed: int) -> Source:
@@ -106,10 +106,12 @@ def image_folder(data: DataConfig, seed: int) -> Source:
         names = _class_names(folder / "train")
         train = _read_images(folder / "train", names, data)
         return Source(train, _read_images(folder / "test", names, data))
-    return _split(_read_images(folder, _class_names(folder), data), 0.2, seed)
+    return hold_out(_read_images(folder, _class_names(folder), data), 0.2, seed)
 
 
 def _class_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise DataError(f"data.path = '{folder}' is no folder; give a folder of class folders")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
         raise DataError(f"'{folder}' has {len(names)} class folders; it needs two or more")
@@ -118,7 +120,7 @@ def _class_names(folder: Path) -> list[str]:
 
 def _read_images(folder: Path, names: list[str], data: DataConfig) -> Dataset:
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError:
         raise MissingExtraError("data.name = 'image-folder'", "data") from None
     size, mode = data.image_size, "L" if data.channels == 1 else "RGB"
@@ -130,13 +132,13 @@ def _read_images(folder: Path, names: list[str], data: DataConfig) -> Dataset:
             try:
                 with Image.open(path) as image:
                     pixels = np.asarray(image.convert(mode).resize((size, size)), np.uint8)
-            except (UnidentifiedImageError, OSError) as error:
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise DataError(f"'{path}' is no readable image: {error}; remove it") from None
             images.append(pixels.reshape(size, size, data.channels).transpose(2, 0, 1))
             labels.append(label)
     if not images:
         raise DataError(f"'{folder}' holds no images in its class folders")
-    return Dataset(_scaled(np.stack(images), str(folder)), np.array(labels, np.int64), len(names))
+    return Dataset(scaled(np.stack(images), str(folder)), np.array(labels, np.int64), len(names))
 
 
 def _path(data: DataConfig, name: str, what: str) -> Path:
@@ -163,13 +165,8 @@ def _read_idx_folder(folder: Path) -> Source:
         paths = [_idx_file(folder, part, kind) for kind in ("images", "labels")]
         if paths[0] is None or paths[1] is None:
             raise DataError(f"'{folder}' lacks the {part} images or labels; it needs both")
-        images, labels = read_idx(paths[0]), read_idx(paths[1])
-        classes = _classes(labels, str(paths[1]))
-        dataset = Dataset(_scaled(images, str(paths[0])), _labels(labels, classes), classes)
-        _check_lengths(dataset, f"'{paths[0]}'")
-        sets.append(dataset)
-    classes = max(dataset.classes for dataset in sets)
-    train, test = (Dataset(d.x, d.y, classes) for d in sets)
+        sets.append(_dataset(read_idx(paths[0]), read_idx(paths[1]), f"'{paths[0]}'"))
+    train, test = _together(sets[0], sets[1], f"'{folder}'")
     return Source(train, test)
 
 
@@ -183,15 +180,18 @@ def read_idx(path: Path) -> NDArray[Any]:
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES:
         raise DataError(f"'{path}' is no IDX file: it starts with {raw[:4].hex()}")
     dimensions = raw[3]
-    shape = tuple(int(d) for d in np.frombuffer(raw[4 : 4 + 4 * dimensions], ">u4"))
+    header = raw[4 : 4 + 4 * dimensions]
+    if len(header) < 4 * dimensions:
+        raise DataError(f"'{path}' ends within its header, after {len(raw)} bytes")
+    shape = tuple(int(d) for d in np.frombuffer(header, ">u4", dimensions))
     kind = np.dtype(IDX_TYPES[raw[2]])
     expected = int(np.prod(shape, dtype=object)) * kind.itemsize + 4 + 4 * dimensions
-    if len(shape) != dimensions or len(raw) != expected:
+    if len(raw) != expected:
         raise DataError(f"'{path}' holds {len(raw)} bytes, its header says {expected}")
     return np.frombuffer(raw, kind, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def _scaled(x: NDArray[Any], where: str) -> NDArray[Any]:
+def scaled(x: NDArray[Any], where: str) -> NDArray[Any]:
     """Return samples as a model takes them: images centred, tokens and features as they are."""
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
@@ -202,17 +202,19 @@ def _scaled(x: NDArray[Any], where: str) -> NDArray[Any]:
         return x.astype(np.int64)
     if x.dtype.kind not in "fiu" or x.ndim < 2:
         raise DataError(f"{where}: samples are {x.dtype} of shape {x.shape}; use numbers, (n, ...)")
+    with np.errstate(over="ignore"):
+        x = np.ascontiguousarray(x, np.float32)
     if not np.isfinite(x).all():
         raise DataError(f"{where}: samples hold NaN or infinity; clean them first")
-    return np.ascontiguousarray(x, np.float32)
+    return x
 
 
-def _classes(labels: NDArray[Any], where: str) -> int:
+def count_classes(labels: NDArray[Any], where: str) -> int:
     """Return the number of classes, 1 for real-valued targets."""
     if labels.ndim != 1 or not len(labels):
         raise DataError(f"{where}: labels have shape {labels.shape}; use one a sample")
     if labels.dtype.kind == "f":
-        if not np.isfinite(labels).all():
+        if not (np.abs(labels) <= np.finfo(np.float32).max).all():
             raise DataError(f"{where}: labels hold NaN or infinity; clean them first")
         return 1
     if labels.dtype.kind not in "iu" or labels.min() < 0:
@@ -223,33 +225,49 @@ def _classes(labels: NDArray[Any], where: str) -> int:
     return max(2, highest + 1)
 
 
-def _labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
+def as_labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
+    """Return labels as a loss takes them: float32 for regression, else int64."""
     return labels.astype(np.float32 if classes == 1 else np.int64)
 
 
-def _check_lengths(dataset: Dataset, where: str) -> None:
-    if len(dataset.x) != len(dataset.y):
-        raise DataError(f"{where}: {len(dataset.x)} samples, {len(dataset.y)} labels")
+def _dataset(x: NDArray[Any], y: NDArray[Any], where: str) -> Dataset:
+    classes = count_classes(y, where)
+    dataset = Dataset(scaled(x, where), as_labels(y, classes), classes)
+    if len(dataset.x) != len(y):
+        raise DataError(f"{where}: {len(dataset.x)} samples, {len(y)} labels")
+    return dataset
 
 
-def _column(arrays: dict[str, NDArray[Any]], name: str | None, where: str) -> NDArray[Any] | None:
+def _together(train: Dataset, test: Dataset, where: str) -> tuple[Dataset, Dataset]:
+    """Give both sets the same number of classes; raises DataError when they do not match."""
+    shapes = train.x.shape[1:], test.x.shape[1:]
+    if shapes[0] != shapes[1]:
+        raise DataError(f"{where}: training samples are {shapes[0]}, test samples {shapes[1]}")
+    if train.y.dtype != test.y.dtype:
+        raise DataError(f"{where}: training and test labels must both be integers or real numbers")
+    classes = max(train.classes, test.classes)
+    return Dataset(train.x, train.y, classes), Dataset(test.x, test.y, classes)
+
+
+def _column(
+    arrays: dict[str, NDArray[Any]], name: str | None, samples: int, where: str
+) -> NDArray[Any] | None:
     if name is None:
         return None
     if name not in arrays:
         raise DataError(f"{where} has no array '{name}'; it has {', '.join(sorted(arrays))}")
+    if arrays[name].shape != (samples,):
+        raise DataError(f"{where}: '{name}' has shape {arrays[name].shape}, not ({samples},)")
     return arrays[name]
 
 
-def _check_column(column: NDArray[Any] | None, samples: int, where: str) -> None:
-    if column is not None and column.shape != (samples,):
-        raise DataError(f"{where}: the column has shape {column.shape}, not ({samples},)")
-
-
-def _split(
+def hold_out(
     data: Dataset, fraction: float, seed: int, column: NDArray[Any] | None = None
 ) -> Source:
-    """Hold out a random test set by the seed."""
+    """Hold out a random test set by the seed, at least one sample of two or more."""
+    if len(data) < 2:
+        raise DataError(f"there is {len(data)} sample, too few to hold out a test set")
     order = seeds.stream(seed, 0, seeds.SERVER, "test set").permutation(len(data))
-    held = round(fraction * len(data))
+    held = max(1, round(fraction * len(data)))
     test, train = np.sort(order[:held]), np.sort(order[held:])
     return Source(data.take(train), data.take(test), None if column is None else column[train])

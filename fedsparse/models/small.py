@@ -14,16 +14,20 @@ Shape = tuple[int, ...]
 Layers = dict[str, nn.Module]
 
 
-def _scaled(channels: int, width: float) -> int:
+def scaled(channels: int, width: float) -> int:
+    """Return a number of channels times `width`, at least one."""
     return max(1, round(channels * width))
 
 
-def _image(input_shape: Shape, least: int, name: str) -> tuple[int, int, int]:
+def image_shape(input_shape: Shape, least: int, name: str) -> tuple[int, int, int]:
+    """Return (channels, height, width) of an image; raises ModelError when it is none."""
     if len(input_shape) != 3:
         raise ModelError(f"model '{name}' takes images, not inputs of shape {input_shape}")
     channels, height, side = input_shape
     if min(height, side) < least:
-        raise ModelError(f"model '{name}' needs images of {least} pixels or more, not {input_shape}")
+        raise ModelError(
+            f"model '{name}' needs images of {least} pixels or more, not {input_shape}"
+        )
     return channels, height, side
 
 
@@ -41,7 +45,7 @@ def linear(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
 
 def mlp(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Two hidden layers of 64 * width units."""
-    hidden = _scaled(64, width)
+    hidden = scaled(64, width)
     return _sequence(
         {
             "flatten": nn.Flatten(),
@@ -69,8 +73,8 @@ def _sequence(layers: Layers) -> nn.Sequential:
 
 def cnn(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Two 3x3 convolutions with BatchNorm and a hidden layer; images from 8x8 up."""
-    channels, height, side = _image(input_shape, 8, "cnn")
-    first, second, hidden = (_scaled(c, width) for c in (16, 32, 64))
+    channels, height, side = image_shape(input_shape, 8, "cnn")
+    first, second, hidden = (scaled(c, width) for c in (16, 32, 64))
     rows, columns = min(4, height // 2), min(4, side // 2)
     return _sequence(
         {
@@ -90,7 +94,7 @@ class _Leaf(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int, width: float) -> None:
         super().__init__()
         channels, height, side = shape
-        first, second, hidden = (_scaled(c, width) for c in (32, 64, 2048))
+        first, second, hidden = (scaled(c, width) for c in (32, 64, 2048))
         self.conv1 = nn.Conv2d(channels, first, 5, padding=2)
         self.conv2 = nn.Conv2d(first, second, 5, padding=2)
         self.pool = nn.MaxPool2d(2)
@@ -101,19 +105,20 @@ class _Leaf(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.relu(self.conv1(x)))
         x = self.pool(self.relu(self.conv2(x)))
-        return self.fc2(self.relu(self.fc1(x.flatten(1))))
+        logits: Tensor = self.fc2(self.relu(self.fc1(x.flatten(1))))
+        return logits
 
 
 def leaf_cnn(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """LEAF's CNN for FEMNIST: two 5x5 convolutions (32, 64), 2048 hidden units."""
-    return _Leaf(_image(input_shape, 8, "leaf-cnn"), classes, width)
+    return _Leaf(image_shape(input_shape, 8, "leaf-cnn"), classes, width)
 
 
 def paper_cnn(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """A strided CNN with BatchNorm throughout, 207k prunable weights on 28x28 images."""
-    channels, height, side = _image(input_shape, 8, "paper-cnn")
-    first, second, hidden = (_scaled(c, width) for c in (16, 32, 128))
-    rows, columns = -(-(-(-height // 2)) // 2), -(-(-(-side // 2)) // 2)
+    channels, height, side = image_shape(input_shape, 8, "paper-cnn")
+    first, second, hidden = (scaled(c, width) for c in (16, 32, 128))
+    rows, columns = (height + 3) // 4, (side + 3) // 4
     return _sequence(
         {
             **_conv(1, channels, first, 5, 2),

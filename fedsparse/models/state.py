@@ -67,5 +67,5 @@ def blocks(model: nn.Module, names: Sequence[str], count: int = 5) -> list[list[
     if prefixes and len(prefixes) <= count:
         grouped = [[n for n in names if n.startswith(tuple(group))] for group in prefixes]
         return [group for group in grouped if group]
-    parts = np.array_split(np.arange(len(names)), min(count, len(names)))
-    return [[names[i] for i in part] for part in parts]
+    parts = np.array_split(np.arange(len(names)), max(1, min(count, len(names))))
+    return [[names[i] for i in part] for part in parts if len(part)]

@@ -48,7 +48,7 @@ def grow_and_prune(
     flat, magnitude = _checked(weights, mask)
     strength = np.abs(np.asarray(gradients, np.float64))
     index = np.asarray(candidates, np.int64)
-    if index.size and not (0 <= index.min() and index.max() < flat.size):
+    if index.size and not (index.min() >= 0 and index.max() < flat.size):
         raise MaskError(f"candidate positions must lie in [0, {flat.size})")
     usable = (strength > 0) & ~flat[index]
     index, strength = index[usable], strength[usable]
@@ -74,9 +74,7 @@ def _smallest(magnitude: NDArray[Any], among: NDArray[np.int64], count: int) -> 
     return among[np.argsort(magnitude[among], kind="stable")[:count]]
 
 
-def _largest(
-    strength: NDArray[Any], among: NDArray[np.int64], count: int
-) -> NDArray[np.int64]:
+def _largest(strength: NDArray[Any], among: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return among[np.lexsort((among, -strength))[:count]]
 
 

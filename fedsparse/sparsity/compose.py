@@ -1,6 +1,6 @@
 """Criterion x allocation = mask, in one line.
 
-    static_mask(model, names, 0.05, criterion="snip", allocation="erk", batches=data, rng=rng)
+static_mask(model, names, 0.05, criterion="snip", allocation="erk", batches=data, rng=rng)
 """
 
 from collections.abc import Iterable, Mapping, Sequence

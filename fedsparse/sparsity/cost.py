@@ -73,9 +73,7 @@ class ModelCost:
                 name = f"{names[module]}.weight" if names[module] else "weight"
                 flops = 2 * _multiply_adds(module, output)
                 before = seen[name].forward_flops if name in seen else 0
-                seen[name] = LayerCost(
-                    name, module.weight.numel(), before + flops, output.numel()
-                )
+                seen[name] = LayerCost(name, module.weight.numel(), before + flops, output.numel())
 
         leaves = [m for m in model.modules() if not list(m.children())]
         hooks = [leaf.register_forward_hook(watch) for leaf in leaves]

@@ -84,7 +84,9 @@ def _loss(output: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(output, y)
 
 
-def _mean_gradients(model: nn.Module, chosen: list[nn.Parameter], data: list[Batch]) -> list[Tensor]:
+def _mean_gradients(
+    model: nn.Module, chosen: list[nn.Parameter], data: list[Batch]
+) -> list[Tensor]:
     """Gradient of the mean loss over all samples of the batches."""
     total = sum(len(y) for _, y in data)
     sums = [torch.zeros_like(p) for p in chosen]

@@ -44,9 +44,8 @@ class Mask:
         """Make a mask from one boolean array a tensor; raises MaskError for other types."""
         for name, array in arrays.items():
             if np.asarray(array).dtype != np.bool_:
-                raise MaskError(
-                    f"mask of '{name}' is {np.asarray(array).dtype}; pass booleans, as in scores > 0"
-                )
+                found = np.asarray(array).dtype
+                raise MaskError(f"mask of '{name}' is {found}; pass booleans, as in scores > 0")
         return cls(
             {name: np.shape(array) for name, array in arrays.items()},
             {name: np.packbits(array) for name, array in arrays.items()},

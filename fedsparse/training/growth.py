@@ -146,7 +146,7 @@ def _convolution_blocks(
             groups, source = last - first, x[:, first * width : last * width]
         yield (
             start * inner,
-            conv2d_weight(
+            conv2d_weight(  # type: ignore[no-untyped-call]
                 source,
                 [stop - start, *layer.weight.shape[1:]],
                 gradient[:, start:stop],

@@ -7,6 +7,7 @@ exactly zero: no weight decay, momentum or Adam step can move them.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -61,10 +62,10 @@ def batches(samples: int, size: int, rng: np.random.Generator) -> Iterator[NDArr
     BatchNorm cannot normalise a single sample.
     """
     order = rng.permutation(samples)
-    edges = list(range(0, samples, size)) + [samples]
+    edges = [*range(0, samples, size), samples]
     if len(edges) > 2 and edges[-1] - edges[-2] == 1:
         del edges[-2]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         yield order[start:stop]
 
 
@@ -120,7 +121,7 @@ def train(
                 moved = torch._foreach_sub([p.detach() for p in parameters], start)
                 torch._foreach_add_(gradients, moved, alpha=proximal_mu)
             if kept:
-                torch._foreach_mul_([p.grad for p, _ in kept], [m for _, m in kept])
+                torch._foreach_mul_([p.grad for p, _ in kept], [m for _, m in kept])  # type: ignore[misc]
             optimizer.step()
             total = total + loss.detach() * len(index)
             correct = correct + (output.detach().argmax(1) == target).sum()
@@ -154,7 +155,8 @@ def evaluate(model: nn.Module, data: Dataset) -> Evaluated:
         return Evaluated(math.nan, math.nan, 0)
     training = model.training
     model.eval()
-    outputs = torch.cat([model(part) for part in x.split(EVALUATION_BATCH)])
+    parts = x.split(EVALUATION_BATCH)  # type: ignore[no-untyped-call]
+    outputs = torch.cat([model(part) for part in parts])
     model.train(training)
     loss = float(loss_of(data.classes)(outputs, y))
     if data.classes == 1:

@@ -89,9 +89,7 @@ def payload_size(
     return sum(piece.length for piece in _plan(state, mask, mode, base, values)) + _CRC.size
 
 
-def _plan(
-    state: State, mask: Mask | None, mode: str, base: Mask | None, kind: str
-) -> list[_Piece]:
+def _plan(state: State, mask: Mask | None, mode: str, base: Mask | None, kind: str) -> list[_Piece]:
     """Return the pieces of a payload in order."""
     _check(state, mask, kind)
     if mode == "auto":

@@ -58,7 +58,8 @@ def _to_int8(values: Values) -> bytes:
     scale = np.float32(np.abs(values).max() / np.float32(127))
     if not scale:
         return _SCALE.pack(0.0) + bytes(len(values))
-    return _SCALE.pack(scale) + np.clip(np.rint(values / scale), -127, 127).astype("i1").tobytes()
+    steps: NDArray[np.int8] = np.clip(np.rint(values / scale), -127, 127).astype("i1")
+    return _SCALE.pack(scale) + steps.tobytes()
 
 
 def read(raw: memoryview, kind: str, count: int, finite: bool) -> Values:

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
-from fedsparse.sparsity.mask import Mask
 
 from fedsparse.config import resolve
 from fedsparse.errors import FedSparseError, RunFolderError
 from fedsparse.runs import RunFolder, tables
+from fedsparse.sparsity.mask import Mask
 
 CONFIG = resolve({"run": {"seed": 7}, "strategy": {"name": "flwr.serverapp.strategy:FedAvg"}})
 COMMAND = "fedsparse run --preset demo --seed 7"

@@ -1,6 +1,7 @@
 """FedTiny: its equations by hand, and what must hold in every round (gates G4, G6)."""
 
 import math
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_blocks_go_from_output_to_input_and_start_again(strategy):
     order = [strategy.scheduled_block(i) for i in range(2 * len(names))]
     assert order[0][-1] == names[-1]
     round_trip = len({tuple(block) for block in order})
-    assert sorted(sum(order[:round_trip], [])) == sorted(names)
+    assert sorted(chain.from_iterable(order[:round_trip])) == sorted(names)
     assert order[round_trip] == order[0]
 
 

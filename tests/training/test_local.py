@@ -96,7 +96,7 @@ def test_a_client_with_one_sample_trains(data):
 
 
 def test_a_loss_that_is_not_finite_is_a_typed_error(data):
-    with pytest.raises(TrainingError, match="lower client.lr"):
+    with pytest.raises(TrainingError, match=r"lower client\.lr"):
         local.train(net(), data, ClientConfig(lr=1e30, local_epochs=5), rng=rng())
 
 

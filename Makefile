@@ -1,0 +1,48 @@
+# Everything stands on `setup`, which makes .venv once and again when what it installs changes.
+#   make demo    set up and run the main job on the embedded default
+#   make test    set up and pass the tests, with their coverage
+#   make check   formatting, lint, types, documentation
+#   make bench   benchmarks, in minutes
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+STAMP := $(VENV)/.fedsparse-ready
+
+.PHONY: setup demo test check format docs bench clean
+
+demo: setup
+	$(BIN)/fedsparse run --preset demo
+
+test: setup
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fedsparse needs Python 3.11 or newer: make PYTHON=python3.11 setup" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev,report,data]'
+	touch $@
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) docs
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only
+
+clean:
+	rm -rf build dist site .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,77 @@
+"""Ray workers and Flower's own strategies: unmodified, the same bits, and no client lost."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import ray
+from flwr.app import ArrayRecord
+from flwr.serverapp import strategy as flower
+
+from simulations import flower_internals as internals
+from simulations.grid import CohortGrid
+from simulations.ray_workers import RayExecutor
+from tests.simulations.test_grid import ask
+from tests.simulations.third_party_app import app
+
+PATH = "tests.simulations.third_party_app:app"
+CLIENTS = 6
+
+
+@pytest.fixture(scope="module")
+def grid() -> Iterator[CohortGrid]:
+    with CohortGrid(clients=CLIENTS, executor=RayExecutor(PATH, workers=2)) as grid:
+        yield grid
+
+
+def start() -> ArrayRecord:
+    return ArrayRecord([np.linspace(-1, 1, 50, dtype=np.float32).reshape(5, 10)])
+
+
+STRATEGIES = {
+    "FedAvg": lambda: flower.FedAvg(),
+    "FedAdam": lambda: flower.FedAdam(),
+    "Krum": lambda: flower.Krum(num_malicious_nodes=1),
+    "private": lambda: flower.DifferentialPrivacyServerSideFixedClipping(
+        flower.FedAvg(), noise_multiplier=0.1, clipping_norm=1.0, num_sampled_clients=CLIENTS
+    ),
+}
+
+
+def two_rounds(grid: CohortGrid, name: str) -> np.ndarray:
+    np.random.seed(0)
+    result = STRATEGIES[name]().start(grid=grid, initial_arrays=start(), num_rounds=2, timeout=60)
+    assert result.arrays is not None
+    return result.arrays.to_numpy_ndarrays()[0]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_flowers_strategies_and_a_foreign_app_run_unmodified(grid, name):
+    with CohortGrid(app, clients=CLIENTS) as inline:
+        here = two_rounds(inline, name)
+    there = two_rounds(grid, name)
+    assert np.isfinite(here).all()
+    assert not np.array_equal(here, start().to_numpy_ndarrays()[0])
+    np.testing.assert_array_equal(here, there)
+
+
+def test_clients_are_spread_over_workers_and_their_state_travels(grid):
+    replies = ask(grid, "count") and ask(grid, "count")
+    assert [reply.content["metrics"]["n"] for reply in replies] == [2] * CLIENTS
+    assert len({reply.content["metrics"]["pid"] for reply in replies}) == 2
+
+
+def test_one_model_is_put_into_the_store_once(grid, monkeypatch):
+    puts = []
+    put = ray.put
+    monkeypatch.setattr(ray, "put", lambda value: puts.append(value) or put(value))
+    two_rounds(grid, "FedAvg")
+    assert len(puts) == 4  # one for training and one for evaluation, in each of two rounds
+
+
+def test_a_dead_worker_is_replaced_and_its_clients_are_asked_again(grid, tmp_path):
+    replies = ask(grid, "die", marker=str(tmp_path / "died"))
+    assert [reply.has_error() for reply in replies] == [False, True, False, False, False, False]
+    assert replies[1].error.code == internals.CRASHED
+    assert "client 1 lost its worker twice" in replies[1].error.reason
+    assert not any(reply.has_error() for reply in ask(grid, "count"))

@@ -1,0 +1,55 @@
+"""`fedsparse doctor`: nothing is left out, and what is missing is told with its remedy."""
+
+import json
+import re
+import tomllib
+
+from fedsparse import doctor
+from tests.command_line import ROOT, invoke
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def packages(requirements):
+    return {re.split(r"[\[<>=~! ]", each, maxsplit=1)[0] for each in requirements}
+
+
+def test_it_knows_every_dependency():
+    brought = {"ray"}  # by flwr[simulation]
+    assert set(doctor.REQUIRED) == packages(PROJECT["dependencies"]) | brought
+    extras = {k: v for k, v in PROJECT["optional-dependencies"].items() if k != "dev"}
+    assert {k: set(v) for k, v in doctor.OPTIONAL.items()} == {
+        k: packages(v) for k, v in extras.items()
+    }
+
+
+def test_json_holds_versions_data_and_machine():
+    result = invoke("doctor", "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
+    assert {"torch", "flwr", "ray"} <= {*found["installed"], *found["unfit"]}
+    assert {"digits", "fashion-mnist"} <= set(found["datasets"])
+    assert found["machine"]["cores"] >= 1
+    assert found["machine"]["memory_gib"] > 0
+    assert found["machine"]["python"].startswith("3.")
+
+
+def test_what_is_missing_is_told_with_what_it_disables(monkeypatch):
+    installed = {"torch": "2.13.0", "flwr": "1.10.0"}
+    monkeypatch.setattr(doctor, "_version", installed.get)
+    monkeypatch.setattr(doctor, "_needs", lambda: {"torch": ">=2.4", "flwr": "~=1.41.0"})
+    result = invoke("doctor")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert "  ok       torch 2.13.0" in lines
+    assert "  unfit    flwr 1.10.0: fedsparse needs ~=1.41.0" in lines
+    assert "  missing  plotly: disables report.html; pip install 'fedsparse[report]'" in lines
+    assert "  missing  numpy: disables every run; pip install 'fedsparse'" in lines
+
+
+def test_fashion_mnist_is_found_where_it_lies(tmp_path, monkeypatch):
+    folder = tmp_path / "fashion-mnist"
+    folder.mkdir()
+    (folder / "train-images-idx3-ubyte").write_bytes(b"")
+    monkeypatch.setenv("FEDSPARSE_DATA", str(tmp_path))
+    assert f"  data     fashion-mnist: {folder}" in invoke("doctor").stdout.splitlines()
