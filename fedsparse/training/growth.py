@@ -39,25 +39,52 @@ def top_gradients(
     wanted = {name: count for name, count in counts.items() if count > 0}
     found: dict[str, Top] = {}
     for name, blocks in _gradient_blocks(model, data, list(wanted)).items():
-        buffer: Top = (np.empty(0, np.int64), np.empty(0, np.float32))
+        largest = _Largest(wanted[name])
         pruned = ~mask[name].reshape(-1)
         for start, block in blocks:
             flat = block.reshape(-1).numpy()
             inside = np.flatnonzero(pruned[start : start + flat.size])
-            buffer = _keep_largest(buffer, (inside + start, flat[inside]), wanted[name])
-        order = np.argsort(buffer[0])
-        found[name] = (buffer[0][order], buffer[1][order])
+            largest.offer(inside + start, flat[inside])
+        found[name] = largest.take()
     return found
 
 
-def _keep_largest(buffer: Top, block: Top, count: int) -> Top:
-    """Fold a block into the buffer and keep the `count` largest magnitudes."""
-    index = np.concatenate([buffer[0], block[0]])
-    value = np.concatenate([buffer[1], block[1]])
-    if len(index) > count:
-        kept = np.lexsort((index, -np.abs(value)))[:count]
-        index, value = index[kept], value[kept]
-    return index, value
+class _Largest:
+    """The buffer of the largest magnitudes seen; positions are offered in ascending order.
+
+    It holds `count` entries and at most a block more, and is cut back only when that is
+    full: most entries of later blocks are below the least that it keeps, and never enter.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.index = np.empty(0, np.int64)
+        self.value = np.empty(0, np.float32)
+        self.least = np.float32(-1)
+
+    def offer(self, index: NDArray[np.int64], value: NDArray[np.float32]) -> None:
+        """Take in what exceeds the least kept; an equal one stands later, and loses."""
+        above = np.abs(value) > self.least
+        self.index = np.concatenate([self.index, index[above]])
+        self.value = np.concatenate([self.value, value[above]])
+        if len(self.index) > self.count + BLOCK_ENTRIES:
+            self._cut()
+
+    def take(self) -> Top:
+        """Return the largest, by position."""
+        self._cut()
+        return self.index, self.value
+
+    def _cut(self) -> None:
+        magnitude = np.abs(self.value)
+        surplus = len(magnitude) - self.count
+        if surplus <= 0:
+            return
+        self.least = np.partition(magnitude, surplus)[surplus]
+        kept = magnitude > self.least
+        ties = np.flatnonzero(magnitude == self.least)
+        kept[ties[: self.count - np.count_nonzero(kept)]] = True
+        self.index, self.value = self.index[kept], self.value[kept]
 
 
 def _gradient_blocks(

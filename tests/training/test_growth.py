@@ -87,16 +87,31 @@ def test_leaves_the_model_as_it_was(net, batch):
 
 def test_no_dense_gradient_is_ever_made(net, batch, monkeypatch):
     monkeypatch.setattr(growth, "BLOCK_ENTRIES", 200)
-    sizes: list[int] = []
-    keep = growth._keep_largest
+    offered, held = [], []
+    offer = growth._Largest.offer
 
-    def watch(buffer, block, count):
-        sizes.append(len(buffer[0]) + len(block[0]))
-        return keep(buffer, block, count)
+    def watch(self, index, value):
+        offer(self, index, value)
+        offered.append(len(index))
+        held.append(len(self.index))
 
-    monkeypatch.setattr(growth, "_keep_largest", watch)
+    monkeypatch.setattr(growth._Largest, "offer", watch)
     growth.top_gradients(net, half_mask(net), batch, {"head.weight": 5})
-    assert max(sizes) <= 200 + 5 < net.head.weight.numel()
+    assert max(offered) <= 200 < net.head.weight.numel()
+    assert max(held) <= 200 + 5
+
+
+def test_equal_gradients_go_to_the_lower_position_whatever_the_blocks(monkeypatch):
+    monkeypatch.setattr(growth, "BLOCK_ENTRIES", 4)
+    value = np.array([1, -3, 2, 2, 3, 0, -2, 2, 3, 2], np.float32)
+    for size in (1, 2, 3, 10):
+        buffer = growth._Largest(5)
+        for start in range(0, 10, size):
+            part = value[start : start + size]
+            buffer.offer(np.arange(start, start + len(part)), part)
+        index, kept = buffer.take()
+        assert index.tolist() == [1, 2, 3, 4, 8]
+        assert kept.tolist() == [-3, 2, 2, 3, 3]
 
 
 def test_names_a_layer_that_it_cannot_grow(batch):
