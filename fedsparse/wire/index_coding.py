@@ -23,7 +23,9 @@ LARGEST = 2**31 - 1
 """Entries of a tensor at most; positions fit 32 bits."""
 
 Positions = NDArray[Any]
+Flags = NDArray[np.bool_]
 Bits = NDArray[np.uint8]
+_CHUNK = 1 << 13
 
 
 def _worth_coding(count: int, size: int) -> bool:
@@ -138,9 +140,9 @@ def _to_bits(values: Positions, width: int) -> Bits:
     return bits.reshape(-1)
 
 
-def _from_bits(bits: Bits, width: int) -> NDArray[np.int32]:
-    table = bits.reshape(-1, width)
-    values = np.zeros(len(table), np.int32)
+def _from_bits(bits: Bits, count: int, width: int) -> NDArray[np.uint32]:
+    table = bits.reshape(count, width)
+    values = np.zeros(count, np.uint32)
     for column in range(width):
         values <<= 1
         values |= table[:, column]
@@ -168,19 +170,20 @@ def _read_varint(raw: memoryview) -> tuple[int, int]:
     raise WireError("the payload ends inside a number, or the number is damaged")
 
 
-def read(raw: memoryview, size: int) -> tuple[Positions, int]:
-    """Return the ascending positions of a section in `size` entries, and its length.
+def read(raw: memoryview, size: int) -> tuple[Flags, int]:
+    """Return which of `size` entries a section names, and the section's length.
 
     Raises WireError for a section that is cut short, counts more than there are, or
-    points outside the tensor; nothing is allocated before its size is checked.
+    points outside the tensor; nothing is allocated before its size is checked, and never
+    more than twice what the decoded tensor takes.
     """
     if not len(raw):
         raise WireError("the payload ends before a tensor's index")
     kind = raw[0]
     if kind == NONE:
-        return np.empty(0, np.int32), 1
+        return np.zeros(size, np.bool_), 1
     if kind == ALL:
-        return np.arange(size, dtype=np.int32), 1
+        return np.ones(size, np.bool_), 1
     if kind == BITMASK:
         return _read_bitmask(raw[1 : 1 + (size + 7) // 8], size)
     if kind == GOLOMB:
@@ -188,28 +191,30 @@ def read(raw: memoryview, size: int) -> tuple[Positions, int]:
         if not _worth_coding(count, size):
             raise WireError(f"an index counts {count} of {size} entries")
         positions, length = _read_golomb(raw[1 + used :], count, size)
-        return positions, 1 + used + length
+        flags = np.zeros(size, np.bool_)
+        flags[positions] = True
+        return flags, 1 + used + length
     raise WireError(f"index coding {kind} is unknown; this payload is damaged or newer")
 
 
-def _read_bitmask(raw: memoryview, size: int) -> tuple[Positions, int]:
+def _read_bitmask(raw: memoryview, size: int) -> tuple[Flags, int]:
     if len(raw) < (size + 7) // 8:
         raise WireError("the payload ends inside a tensor's bitmask")
     packed = np.frombuffer(raw, np.uint8)
     if size % 8 and packed[-1] & (0xFF >> (size % 8)):
         raise WireError("a bitmask has bits set beyond its tensor's end")
-    return np.flatnonzero(np.unpackbits(packed, count=size)).astype(np.int32), 1 + len(raw)
+    return np.unpackbits(packed, count=size).view(np.bool_), 1 + len(raw)
 
 
 def _read_golomb(raw: memoryview, count: int, size: int) -> tuple[Positions, int]:
+    """Return the positions of a section; 32 bits hold any sum, as count * m < size."""
     code = _Code.of(count, size)
     most = count * (2 + code.fixed) + size // code.m
     bits = np.unpackbits(np.frombuffer(raw[: (most + 7) // 8], np.uint8))
-    ends = np.flatnonzero(bits[: count + size // code.m])[:count].astype(np.int32)
-    if len(ends) < count:
-        raise WireError("the payload ends inside a tensor's index")
+    ends = _first_ones(bits[: count + size // code.m], count)
     unary = int(ends[-1]) + 1
-    gaps = np.diff(ends, prepend=np.int32(-1)).astype(np.int64)
+    gaps = np.diff(ends, prepend=np.int32(-1)).view(np.uint32)
+    del ends
     gaps -= 1
     gaps *= code.m
     used = unary + count * code.fixed
@@ -217,20 +222,36 @@ def _read_golomb(raw: memoryview, count: int, size: int) -> tuple[Positions, int
         fixed = bits[unary:used]
         if len(fixed) < count * code.fixed:
             raise WireError("the payload ends inside a tensor's index")
-        rest = _from_bits(fixed, code.fixed) if code.fixed else np.zeros(count, np.int32)
-        long = np.flatnonzero(rest >= code.short)
-        extra = bits[used : used + len(long)]
-        if len(extra) < len(long):
+        rest = _from_bits(fixed, count, code.fixed)
+        long = rest >= code.short
+        tail = rest[long]
+        extra = bits[used : used + len(tail)]
+        if len(extra) < len(tail):
             raise WireError("the payload ends inside a tensor's index")
-        rest[long] += rest[long] + extra - code.short
-        used += len(long)
+        used += len(tail)
+        tail *= 2
+        tail += extra
+        tail -= code.short
+        rest[long] = tail
         gaps += rest
     gaps += 1
-    positions = np.cumsum(gaps, out=gaps)
+    positions = np.cumsum(gaps, dtype=np.uint32, out=gaps)
     positions -= 1
     if positions[-1] >= size:
         raise WireError(f"an index points at entry {positions[-1]} of {size}")
     length = (used + 7) // 8
     if bits[used : 8 * length].any():
         raise WireError("an index has bits set beyond its end")
-    return positions.astype(np.int32), length
+    return positions, length
+
+
+def _first_ones(bits: Bits, count: int) -> NDArray[np.int32]:
+    """Return where the first `count` set bits are; in chunks, as numpy finds them as int64."""
+    ends, found = np.empty(count, np.int32), 0
+    for start in range(0, len(bits), _CHUNK):
+        here = np.flatnonzero(bits[start : start + _CHUNK])[: count - found]
+        ends[found : found + len(here)] = here + start
+        found += len(here)
+    if found < count:
+        raise WireError("the payload ends inside a tensor's index")
+    return ends

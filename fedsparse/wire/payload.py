@@ -6,7 +6,7 @@
     delta:   digest (16) of the mask that the flips are counted from
     then, for each tensor of the schema, in order:
       not masked:     its values
-      masked, full:   index section, values of the kept
+      masked, full:   index section, values of the kept; or 4, and all its values
       masked, shared: values of the kept
       masked, delta:  index section of the flipped positions, values of the kept
     CRC-32 of everything before (4)
@@ -119,20 +119,27 @@ def _check(state: State, mask: Mask | None, kind: str) -> None:
             raise WireError(f"the mask covers '{name}', which is not in the state")
         if state[name].shape != mask.shapes[name]:  # type: ignore[union-attr]
             raise WireError(f"'{name}' and its mask differ in shape")
+    if mask is not None and mask.names != tuple(name for name in state if name in mask):
+        raise WireError("the mask's tensors are not in the state's order; build it in that order")
 
 
 def _shortest(state: State, mask: Mask | None, base: Mask | None, kind: str) -> list[_Piece]:
     if mask is None or base is None or base.shapes != mask.shapes:
         return _plan(state, mask, "full", None, kind)
-    if mask == base:
-        return _plan(state, mask, "shared", None, kind)
-    plans = [_plan(state, mask, mode, base, kind) for mode in ("full", "delta")]
+    if mask != base:
+        modes = ["full", "delta"]
+    elif (len(state) + 7) // 8 + len(mask) >= _DIGEST:  # full has a bit and a byte a tensor
+        modes = ["shared"]
+    else:
+        modes = ["shared", "full"]
+    plans = [_plan(state, mask, mode, base, kind) for mode in modes]
     return min(plans, key=lambda pieces: sum(piece.length for piece in pieces))
 
 
 def _mask_part(state: State, mask: Mask | None, mode: str, base: Mask | None) -> bytes:
     if mode == "full":
-        return np.packbits([mask is not None and name in mask for name in state]).tobytes()
+        masked = [mask is not None and name in mask for name in state]
+        return np.packbits(np.array(masked, np.bool_)).tobytes()
     if mask is None:
         raise WireError(f"mode '{mode}' needs a mask")
     if mode == "shared":
@@ -179,8 +186,8 @@ def _masked_pieces(
 class _Reader:
     """Takes bytes from the front of a payload; never more than there are."""
 
-    def __init__(self, payload: bytes) -> None:
-        self.left = memoryview(payload)
+    def __init__(self, payload: memoryview) -> None:
+        self.left = payload.toreadonly()
 
     def take(self, count: int) -> memoryview:
         if count > len(self.left):
@@ -188,10 +195,15 @@ class _Reader:
         taken, self.left = self.left[:count], self.left[count:]
         return taken
 
-    def index(self, size: int) -> NDArray[Any]:
-        positions, used = index_coding.read(self.left, size)
+    def index(self, size: int) -> NDArray[np.bool_]:
+        flags, used = index_coding.read(self.left, size)
         self.left = self.left[used:]
-        return positions
+        return flags
+
+    def values(self, kind: str, count: int, finite: bool) -> NDArray[np.float32]:
+        """Return values in memory of their own, not in the payload's."""
+        array = values.read(self.take(values.size(kind, count)), kind, count, finite)
+        return array if array.flags.writeable else array.copy()
 
 
 def decode(
@@ -207,32 +219,40 @@ def decode(
     held = _held(mode, reader, masks, schema)
     masked = set(held.names) if held is not None else _masked_names(mode, reader, schema)
     state: State = {}
-    bits: dict[str, NDArray[np.bool_]] = {}
+    packed: dict[str, NDArray[np.uint8]] = {}
     for name, shape in schema.tensors:
         size = math.prod(shape)
         if name not in masked:
-            raw = reader.take(values.size(kind, size))
-            state[name] = _owned(values.read(raw, kind, size, finite)).reshape(shape)
+            state[name] = reader.values(kind, size, finite).reshape(shape)
             continue
-        positions = _positions(mode, reader, size, None if held is None else held[name])
-        if positions is None:
-            dense = _owned(values.read(reader.take(values.size(kind, size)), kind, size, finite))
-            state[name], bits[name] = dense.reshape(shape), (dense != 0).reshape(shape)
-            continue
-        raw = reader.take(values.size(kind, len(positions)))
-        kept = values.read(raw, kind, len(positions), finite)
-        dense = np.zeros(size, np.float32)
-        dense[positions] = kept
+        flags = _kept(mode, reader, size, None if held is None else held[name])
+        if flags is None:
+            dense = reader.values(kind, size, finite)
+            flags = dense != 0
+        else:
+            dense = _spread(flags, reader, kind, finite)
         state[name] = dense.reshape(shape)
         if mode != "shared":
-            flags = np.zeros(size, bool)
-            flags[positions] = True
-            bits[name] = flags.reshape(shape)
+            packed[name] = np.packbits(flags)
     if len(reader.left):
         raise WireError(f"the payload has {len(reader.left)} bytes too many")
-    if mode == "shared":
+    if mode == "shared" or not masked:
         return Decoded(state, held)
-    return Decoded(state, Mask.from_arrays(bits) if masked else None)
+    return Decoded(state, Mask.from_packed({name: state[name].shape for name in packed}, packed))
+
+
+def _spread(
+    flags: NDArray[np.bool_], reader: _Reader, kind: str, finite: bool
+) -> NDArray[np.float32]:
+    """Return a whole tensor of which only the flagged entries were sent.
+
+    By flags, which take a byte an entry, and not by positions, which take up to eight.
+    """
+    count = int(np.count_nonzero(flags))
+    kept = values.read(reader.take(values.size(kind, count)), kind, count, finite)
+    dense = np.zeros(len(flags), np.float32)
+    dense[flags] = kept
+    return dense
 
 
 def _open(payload: bytes, schema: Schema) -> tuple[str, str, _Reader]:
@@ -251,7 +271,7 @@ def _open(payload: bytes, schema: Schema) -> tuple[str, str, _Reader]:
         raise WireError("the payload is of another model; both sides need one [model]")
     if mode >= len(MODES) or kind >= len(values.KINDS) or payload[7]:
         raise WireError(f"payload mode {mode} with values {kind} is unknown")
-    reader = _Reader(payload[: -_CRC.size])
+    reader = _Reader(memoryview(payload)[: -_CRC.size])
     reader.take(_HEAD.size)
     return MODES[mode], values.KINDS[kind], reader
 
@@ -279,24 +299,18 @@ def _masked_names(mode: str, reader: _Reader, schema: Schema) -> set[str]:
     return {name for name, flag in zip(schema.names, flags, strict=True) if flag}
 
 
-def _positions(
+def _kept(
     mode: str, reader: _Reader, size: int, held: NDArray[np.bool_] | None
-) -> NDArray[Any] | None:
-    """Return the kept positions of a masked tensor, None when it comes dense."""
+) -> NDArray[np.bool_] | None:
+    """Return which entries of a masked tensor are kept, None when it comes dense."""
     if mode == "full":
         if len(reader.left) and reader.left[0] == NONZERO:
             reader.take(1)
             return None
         return reader.index(size)
     assert held is not None
-    bits = held.reshape(-1)
-    if mode == "delta":
-        bits = bits.copy()
-        flips = reader.index(size)
-        bits[flips] = ~bits[flips]
-    return np.flatnonzero(bits)
-
-
-def _owned(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return an array that does not look into the payload's bytes."""
-    return array if array.flags.owndata and array.flags.writeable else array.copy()
+    if mode == "shared":
+        return held.reshape(-1)
+    flags = reader.index(size)
+    flags ^= held.reshape(-1)
+    return flags

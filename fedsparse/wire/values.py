@@ -6,7 +6,6 @@ refused. int8 is symmetric: scale = max |v| / 127, so zero stays zero.
 
 import struct
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from fedsparse.errors import WireError
 KINDS = ("f32", "f16", "bf16", "int8")
 BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
 _SCALE = struct.Struct("<f")
+_LARGEST = float(np.finfo(np.float32).max)
 
 Values = NDArray[np.float32]
 
@@ -46,7 +46,7 @@ def write(values: Values, kind: str) -> bytes:
 
 def _to_bf16(values: Values) -> NDArray[np.uint16]:
     """Round to nearest even on the upper half of the bits; the largest stay finite."""
-    bits = values.astype("<f4", copy=False).view("<u4")
+    bits: NDArray[np.uint32] = values.astype("<f4", copy=False).view("<u4")
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     rounded = np.where((rounded & 0x7F80) == 0x7F80, (bits >> 16), rounded)
     return rounded.astype("<u2")
@@ -56,16 +56,19 @@ def _to_int8(values: Values) -> bytes:
     if not len(values):
         return b""
     scale = np.float32(np.abs(values).max() / np.float32(127))
+    if 127 * float(scale) > _LARGEST:  # rounded up: the receiver would overflow
+        scale = np.nextafter(scale, np.float32(0))
     if not scale:
         return _SCALE.pack(0.0) + bytes(len(values))
-    steps: NDArray[np.int8] = np.clip(np.rint(values / scale), -127, 127).astype("i1")
-    return _SCALE.pack(scale) + steps.tobytes()
+    steps: bytes = np.clip(np.rint(values / scale), -127, 127).astype("i1").tobytes()
+    return _SCALE.pack(scale) + steps
 
 
 def read(raw: memoryview, kind: str, count: int, finite: bool) -> Values:
     """Return `count` values as float32; raises WireError when any may not be there.
 
-    `raw` holds exactly `size(kind, count)` bytes.
+    `raw` holds exactly `size(kind, count)` bytes. What comes back looks into `raw` where
+    it can, and is then read-only.
     """
     values = _read(raw, kind, count)
     if finite and not np.isfinite(values).all():
@@ -79,11 +82,15 @@ def _read(raw: memoryview, kind: str, count: int) -> Values:
     if kind == "f16":
         return np.frombuffer(raw, "<f2").astype(np.float32)
     if kind == "bf16":
-        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+        wide = np.frombuffer(raw, "<u2").astype("<u4")
+        wide <<= 16
+        return wide.view("<f4")
     if not count:
         return np.empty(0, np.float32)
     (scale,) = _SCALE.unpack_from(raw)
     if not np.isfinite(scale) or scale < 0:
         raise WireError(f"an int8 tensor has the scale {scale}")
-    steps: NDArray[Any] = np.frombuffer(raw[_SCALE.size :], "i1")
-    return steps.astype(np.float32) * np.float32(scale)
+    steps: Values = np.frombuffer(raw[_SCALE.size :], "i1").astype(np.float32)
+    with np.errstate(over="ignore"):
+        steps *= np.float32(scale)
+    return steps
