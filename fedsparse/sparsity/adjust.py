@@ -23,6 +23,9 @@ def prune_and_grow(
     weights less one and by what is there to grow.
     """
     flat, magnitude = _checked(weights, mask)
+    if np.shape(gradients) != np.shape(mask):
+        found = np.shape(gradients)
+        raise MaskError(f"gradients {found} and mask {np.shape(mask)} differ in shape")
     kept = np.flatnonzero(flat)
     pruned = np.flatnonzero(~flat)
     count = _capped(count, len(kept) - 1, len(pruned) + (count if regrow else 0))
@@ -50,6 +53,8 @@ def grow_and_prune(
     index = np.asarray(candidates, np.int64)
     if index.size and not (index.min() >= 0 and index.max() < flat.size):
         raise MaskError(f"candidate positions must lie in [0, {flat.size})")
+    if index.shape != strength.shape or len(np.unique(index)) != index.size:
+        raise MaskError("candidates must be distinct positions with one gradient each")
     usable = (strength > 0) & ~flat[index]
     index, strength = index[usable], strength[usable]
     kept = np.flatnonzero(flat)

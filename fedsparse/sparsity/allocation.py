@@ -36,12 +36,14 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
 
 def er(shapes: Shapes, density: float) -> dict[str, float]:
     """Erdos-Renyi (Mocanu et al. 2018): proportional to (in + out) / (in * out) channels."""
+    _sizes(shapes)
     raw = {name: sum(shape[:2]) / math.prod(shape[:2]) for name, shape in shapes.items()}
     return rescale(shapes, raw, density)
 
 
 def erk(shapes: Shapes, density: float) -> dict[str, float]:
     """Erdos-Renyi-Kernel (RigL, Evci et al. 2020): sum of dimensions over their product."""
+    _sizes(shapes)
     raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
     return rescale(shapes, raw, density)
 
@@ -77,8 +79,8 @@ def rescale(shapes: Shapes, raw: Mapping[str, float], density: float) -> dict[st
 def layer_counts(shapes: Shapes, densities: Mapping[str, float]) -> dict[str, int]:
     """Return kept weights by layer: their sum is the rounded total budget.
 
-    By largest remainder, so each is within one of its share; every layer keeps at least
-    one weight, which small budgets may exceed.
+    By largest remainder, so each is within one of its share. Every layer keeps at least
+    one weight: what that takes is taken from the largest, and may exceed a small budget.
     """
     sizes = _sizes(shapes)
     exact = {name: densities[name] * size for name, size in sizes.items()}
@@ -100,4 +102,5 @@ def layer_counts(shapes: Shapes, densities: Mapping[str, float]) -> dict[str, in
 
 def global_counts(scores: Mapping[str, np.ndarray], density: float) -> int:
     """Return how many weights a global ranking keeps: at least one."""
-    return max(1, round(check_density(density) * sum(s.size for s in scores.values())))
+    sizes = _sizes({name: score.shape for name, score in scores.items()})
+    return max(1, round(check_density(density) * sum(sizes.values())))

@@ -31,8 +31,8 @@ def top_mask(scored: Mapping[str, NDArray[Any]], counts: Mapping[str, int]) -> M
 
 def top_mask_global(scored: Mapping[str, NDArray[Any]], density: float) -> Mask:
     """Keep the highest scores of all layers together; a layer may end up empty."""
-    flat = np.concatenate([score.reshape(-1) for score in scored.values()])
-    kept = _top(flat, global_counts(scored, density))
+    count = global_counts(scored, density)
+    kept = _top(np.concatenate([score.reshape(-1) for score in scored.values()]), count)
     ends = np.cumsum([score.size for score in scored.values()])[:-1]
     parts = np.split(kept, ends)
     return Mask.from_arrays(

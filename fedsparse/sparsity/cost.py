@@ -21,6 +21,10 @@ INDEX_BYTES = 4
 ENTRY_BYTES = VALUE_BYTES + INDEX_BYTES
 
 
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""What holds a prunable weight, as in `fedsparse.models.prunable`."""
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """One prunable weight: its name, entries, forward FLOPs and outputs per sample."""
@@ -69,7 +73,7 @@ class ModelCost:
         def watch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
             if isinstance(output, Tensor):
                 activations.append(output.numel())
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, Layer):
                 name = f"{names[module]}.weight" if names[module] else "weight"
                 flops = 2 * _multiply_adds(module, output)
                 before = seen[name].forward_flops if name in seen else 0
@@ -77,14 +81,15 @@ class ModelCost:
 
         leaves = [m for m in model.modules() if not list(m.children())]
         hooks = [leaf.register_forward_hook(watch) for leaf in leaves]
-        training = model.training
+        modes = {module: module.training for module in model.modules()}
         try:
             with torch.no_grad():
                 model.eval()(_zeros(model, input_shape))
         finally:
             for hook in hooks:
                 hook.remove()
-            model.train(training)
+            for module, mode in modes.items():
+                module.training = mode
         order = [name for name, _ in model.named_parameters() if name in seen]
         layers = tuple(seen[name] for name in order)
         prunable = sum(layer.weights for layer in layers)
@@ -121,12 +126,13 @@ class ModelCost:
         tensor, whichever is less; gradients and optimizer slots 4 B a kept weight; an
         entry of the adjustment buffer 8 B; a dense gradient 4 B an entry.
         """
+        density = self._densities(mask)
         kept = mask.layer_kept() if mask else {}
         values = sum(kept.get(layer.name, layer.weights) for layer in self.layers)
         index = sum(
             min(INDEX_BYTES * kept[layer.name], math.ceil(layer.weights / 8))
             for layer in self.layers
-            if kept.get(layer.name, layer.weights) < layer.weights
+            if density[layer.name] < 1
         )
         trainable = (values + self.other_parameters) * VALUE_BYTES
         return MemoryCost(
@@ -147,7 +153,7 @@ class ModelCost:
         return {**dense, **mask.layer_density()}
 
 
-def _multiply_adds(module: nn.Linear | nn.Conv2d, output: Tensor) -> int:
+def _multiply_adds(module: Layer, output: Tensor) -> int:
     """Multiply-adds of one sample: each output element takes one weight row."""
     return output[0].numel() * module.weight[0].numel()
 

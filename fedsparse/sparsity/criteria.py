@@ -4,6 +4,7 @@ A criterion is one small function of (model, names, batches). Combined with an
 allocation it makes a mask (`compose`). The model is left as it was found.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -43,8 +44,8 @@ def scores(
         raise MaskError(f"the model has no parameter '{unknown[0]}' to score")
     chosen = [parameters[name] for name in names]
     data = list(batches)
-    if criterion in NEEDS_DATA and not data:
-        raise MaskError(f"criterion '{criterion}' looks at data; pass at least one batch")
+    if criterion in NEEDS_DATA and not any(len(y) for _, y in data):
+        raise MaskError(f"criterion '{criterion}' looks at data; pass at least one sample")
     with _untouched(model, mask):
         found = CRITERIA[criterion](model, chosen, data, rng)
     result = {n: np.ascontiguousarray(s, np.float32) for n, s in zip(names, found, strict=True)}
@@ -58,15 +59,18 @@ def scores(
 def _untouched(model: nn.Module, mask: Mask | None) -> Iterator[None]:
     """Score in evaluation mode on masked weights; put everything back afterwards."""
     parameters = dict(model.named_parameters())
+    for name in mask.names if mask else ():
+        if name not in parameters:
+            raise MaskError(f"the mask covers '{name}', which is no parameter of the model")
     modes = {module: module.training for module in model.modules()}
     needed = {p: p.requires_grad for p in parameters.values()}
     saved = {n: parameters[n].detach().clone() for n in (mask.names if mask else ())}
-    model.eval()
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    if mask is not None:
-        mask.apply_(parameters)
     try:
+        model.eval()
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        if mask is not None:
+            mask.apply_(parameters)
         yield
     finally:
         with torch.no_grad():
@@ -152,28 +156,27 @@ def synflow(
 
     BatchNorm is made the identity, as it would break the conservation of the score.
     The gradient is in double precision: products of many layers leave single precision.
+    The highest score is 1.
     """
     shape = getattr(model, "input_shape", None)
     if shape is None:
         if not data:
             raise MaskError("synflow needs the input's shape; set model.input_shape")
         shape = tuple(data[0][0].shape[1:])
-    saved = {name: t.detach().clone() for name, t in model.state_dict().items()}
-    try:
-        model.double()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.abs_()
-            _identity_norms(model)
-        ones = torch.ones(1, *shape, dtype=torch.float64)
-        gradients = torch.autograd.grad(model(ones).sum(), chosen)
-        return [
-            (g * p).abs().detach().numpy().astype(np.float64)
-            for g, p in zip(gradients, chosen, strict=True)
-        ]
-    finally:
-        model.float()
-        model.load_state_dict(saved)
+    twin = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.abs_()
+        _identity_norms(twin)
+    twins = dict(zip(model.parameters(), twin.parameters(), strict=True))
+    positive = [twins[p] for p in chosen]
+    ones = torch.ones(1, *shape, dtype=torch.float64)
+    gradients = torch.autograd.grad(twin(ones).sum(), positive)
+    found = _numpy((g * p).abs() for g, p in zip(gradients, positive, strict=True))
+    # R is a product over layers, so a deep net's scores are beyond single precision, in
+    # which scores are kept; divided by the highest they are within, in the same order.
+    highest = max((float(s.max()) for s in found if s.size), default=0.0)
+    return [s / highest for s in found] if 0 < highest < np.inf else found
 
 
 def _identity_norms(model: nn.Module) -> None:

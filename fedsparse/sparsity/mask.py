@@ -6,6 +6,7 @@ a connection know that they hold the same mask.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -26,6 +27,7 @@ State = dict[str, NDArray[np.float32]]
 
 Bits = NDArray[np.bool_]
 _SHAPE_PREFIX = "shape:"
+_DIGEST = "digest:"
 
 
 class Mask:
@@ -187,6 +189,7 @@ class Mask:
         tensors = {name: np.array(bits) for name, bits in self.packed.items()}
         for name, shape in self.shapes.items():
             tensors[_SHAPE_PREFIX + name] = np.array(shape, np.int64)
+        tensors[_DIGEST] = np.frombuffer(self.digest, np.uint8)
         order = {"order": "\n".join(self.names)}
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         try:
@@ -202,26 +205,31 @@ class Mask:
             content = Path(path).read_bytes()
             tensors = load_tensors(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            names = header["__metadata__"]["order"].split("\n") if len(tensors) else []
+            digest = tensors.pop(_DIGEST).tobytes()
+            names = header["__metadata__"]["order"].split("\n") if tensors else []
+            shapes = {n: tuple(int(d) for d in tensors[_SHAPE_PREFIX + n]) for n in names}
+            mask = cls(shapes, {name: tensors[name] for name in names})
         except FileNotFoundError:
             raise MaskError(f"no mask file '{path}'") from None
-        except Exception as error:
-            raise MaskError(f"'{path}' is no mask file: {error}") from None
-        try:
-            shapes = {n: tuple(int(d) for d in tensors[_SHAPE_PREFIX + n]) for n in names}
-            return cls(shapes, {name: tensors[name] for name in names})
         except KeyError as error:
             raise MaskError(f"'{path}' is no mask file: it lacks {error}") from None
+        except Exception as error:
+            raise MaskError(f"'{path}' is no mask file: {error}") from None
+        if mask.digest != digest:
+            raise MaskError(f"'{path}' is damaged: its bits do not match its digest")
+        return mask
 
 
 def _entries(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)
 
 
 def _frozen(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return checked, read-only bits; unused bits of the last byte must be zero."""
     entries = _entries(shape)
-    bits = np.array(packed, np.uint8, copy=True)
+    if (found := np.asarray(packed).dtype) != np.uint8:
+        raise MaskError(f"mask bits are {found}; pass bytes, as numpy.packbits makes them")
+    bits = np.array(packed, copy=True)
     if min(shape, default=0) < 0 or bits.shape != ((entries + 7) // 8,):
         raise MaskError(f"{bits.size} bytes of mask bits do not fit shape {shape}")
     if entries % 8 and bits[-1] & (0xFF >> (entries % 8)):

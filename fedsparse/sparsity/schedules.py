@@ -19,7 +19,8 @@ def constant(value: float) -> Schedule:
 
 def linear(start: float, end: float, t0: int, t1: int) -> Schedule:
     """From `start` at t0 to `end` at t1 in a straight line, flat outside."""
-    return lambda t: start + (end - start) * _progress(t, t0, t1)
+    progress = _progress(t0, t1)
+    return lambda t: start + (end - start) * progress(t)
 
 
 def cosine(alpha: float, t_end: int) -> Schedule:
@@ -29,10 +30,11 @@ def cosine(alpha: float, t_end: int) -> Schedule:
 
 def cubic(start: float, end: float, t0: int, t1: int) -> Schedule:
     """end + (start - end) (1 - progress)^3 (Zhu & Gupta 2017, eq. 1, in densities)."""
-    return lambda t: end + (start - end) * (1 - _progress(t, t0, t1)) ** 3
+    progress = _progress(t0, t1)
+    return lambda t: end + (start - end) * (1 - progress(t)) ** 3
 
 
-def _progress(t: int, t0: int, t1: int) -> float:
+def _progress(t0: int, t1: int) -> Schedule:
     if t1 <= t0:
         raise ConfigError(f"a schedule from round {t0} to {t1} has no length; end it later")
-    return min(1.0, max(0.0, (t - t0) / (t1 - t0)))
+    return lambda t: min(1.0, max(0.0, (t - t0) / (t1 - t0)))
