@@ -42,7 +42,8 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup
-	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' \
+		-o python_functions='bench_*' --benchmark-only
 
 clean:
 	rm -rf build dist site .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

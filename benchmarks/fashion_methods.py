@@ -1,6 +1,6 @@
 """Compare FedTiny, its ablations and static masks on Fashion-MNIST at one density.
 
-    python benchmarks/fashion_methods.py --out runs/methods --page docs/results/methods.md
+    .venv/bin/python -m benchmarks.fashion_methods --out runs/methods --page methods.md
 
 Every point is a run folder, so a stopped comparison goes on where it was. Ten clients,
 Dirichlet 0.5, 6,000 training samples, 500 of the server's own, 30 rounds of one epoch.
@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "random, uniform": static("random", "uniform"),
     "random, ERK": static("random", "erk"),
     "magnitude, ERK": static("magnitude", "erk"),
+    "SNIP, ERK": static("snip", "erk"),
     "SNIP, global": static("snip", "global"),
     "SynFlow, global": static("synflow", "global"),
     "FedTiny": FEDTINY,
@@ -99,7 +100,7 @@ def _slug(method: str) -> str:
     return method.lower().replace(", ", "-").replace(" ", "-")
 
 
-def render(table: dict[str, dict[int, Any]], density: float, seeds: list[int]) -> str:
+def render(table: dict[str, dict[int, Any]], seeds: list[int]) -> str:
     """Return the table in Markdown: mean and spread of the accuracy, bytes, memory, FLOPs."""
     lines = [
         "| method | " + " | ".join(f"seed {s}" for s in seeds) + " | mean ± sd | density "
@@ -120,21 +121,60 @@ def render(table: dict[str, dict[int, Any]], density: float, seeds: list[int]) -
     return "\n".join(lines) + "\n"
 
 
+GATES: list[tuple[str, str, str, float]] = [
+    ("layer densities matter", "random, ERK", "random, uniform", 0.15),
+    ("data on the server helps", "magnitude, ERK", "random, ERK", 0.02),
+    ("SynFlow beats SNIP", "SynFlow, global", "SNIP, global", 0.02),
+    ("SynFlow beats SNIP at its best", "SynFlow, global", "SNIP, ERK", 0.02),
+    ("selection against none", "FedTiny", "FedTiny, no selection", 0.0),
+    ("adapted statistics against stale ones", "FedTiny", "FedTiny, vanilla selection", 0.0),
+    ("block by block against the whole model", "FedTiny", "FedTiny, whole model", 0.0),
+    ("adjustment against none", "FedTiny", "FedTiny, no adjustment", 0.0),
+]
+"""Claims: a name, the better method, the worse one, and how far apart they must be."""
+
+
+def gates(table: dict[str, dict[int, Any]], seeds: list[int]) -> str:
+    """Return the claims in Markdown: the difference of the means, its spread, and whether it holds.
+
+    A claim holds when the mean over seeds of the paired differences is at least its margin.
+    """
+    lines = ["| claim | difference | margin | holds |", "| --- | ---: | ---: | --- |"]
+    for claim, better, worse, margin in GATES:
+        if better not in table or worse not in table:
+            continue
+        apart = [table[better][s]["accuracy"] - table[worse][s]["accuracy"] for s in seeds]
+        spread = statistics.stdev(apart) if len(apart) > 1 else 0.0
+        held = "yes" if statistics.mean(apart) >= margin else "no"
+        lines.append(
+            f"| {claim} ({better} − {worse}) | {statistics.mean(apart):+.3f} ± {spread:.3f}"
+            f" | {margin:+.2f} | {held} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=",".join(_slug(m) for m in METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--page", type=Path, help="write the table into this Markdown file")
+    parser.add_argument("--page", type=Path, help="write the tables into this file")
     parser.add_argument("--json", type=Path, help="write every summary into this file")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     seeds = [int(s) for s in options.seeds.split(",")]
     wanted = options.methods.split(",")
+    unknown = set(wanted) - {_slug(m) for m in METHODS}
+    if unknown:
+        parser.error(
+            f"unknown method '{min(unknown)}'; choose from {', '.join(map(_slug, METHODS))}"
+        )
     chosen = [m for m in METHODS if _slug(m) in wanted]
     table = run_all(chosen, options.density, seeds, options.out, options.jobs)
-    text = render(table, options.density, seeds)
+    text = render(table, seeds) + "\n" + gates(table, seeds)
     print(text)
     if options.page:
         options.page.parent.mkdir(parents=True, exist_ok=True)

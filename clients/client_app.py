@@ -30,7 +30,8 @@ def identify(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the received model on local data and return what it became."""
     job = read_job(message, context)
-    received = receive(job, message.content.array_records[messages.ARRAYS])
+    received = receive(job, message, memory.recall_mask(context, job))
+    memory.remember_mask(context, received.mask)
     models.load_state(job.model, received.state)
     kept = job.config.client.keep_optimizer
     trained = local.train(
@@ -109,7 +110,7 @@ def draw(job: Job, samples: int, purpose: str) -> Dataset:
 def evaluate(message: Message, context: Context) -> Message:
     """Test the received model on the client's own held-out samples."""
     job = read_job(message, context)
-    received = receive(job, message.content.array_records[messages.ARRAYS])
+    received = receive(job, message, memory.recall_mask(context, job))
     if not len(job.data.test.y):
         raise DataError("this client has no test samples; raise data.client_test_fraction")
     models.load_state(job.model, received.state)
@@ -128,7 +129,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def score(message: Message, context: Context) -> Message:
     """Score every weight on one local batch (SSFL's mask, made by the clients)."""
     job = read_job(message, context)
-    received = receive(job, message.content.array_records[messages.ARRAYS])
+    received = receive(job, message, None)
     arrays = selection.criterion_scores(job, received, draw(job, job.plan.samples, "score"))
     return _answer(message, job, arrays)
 
@@ -137,7 +138,9 @@ def score(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Measure each candidate's BatchNorm statistics on local data (FedTiny, exchange 1)."""
     job = read_job(message, context)
-    candidates = message.content.array_records[messages.CANDIDATES]
+    candidates = message.content.array_records.get(messages.CANDIDATES)
+    if candidates is None:
+        raise DataError(f"the message carries no candidates; send them as '{messages.CANDIDATES}'")
     memory.remember_candidates(context, candidates)
     arrays = selection.candidate_statistics(
         job, candidates, draw(job, job.plan.samples, "development")

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from torch import nn
 
 from fedsparse import data, messages, models, wire
@@ -40,6 +40,11 @@ class Job:
         return self.config.run.seed
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the prunable weights by name."""
+        return models.shapes(self.model, models.prunable(self.model))
+
+    @property
     def lr(self) -> float:
         """This round's learning rate."""
         settings = self.config.client
@@ -58,7 +63,8 @@ class Received:
 def read_job(message: Message, context: Context) -> Job:
     """Read what a message asks of this client; raises ConfigError when it does not say."""
     torch.set_num_threads(1)
-    config, plan = messages.read_config(message.content.config_records[messages.CONFIG])
+    record = message.content.config_records.get(messages.CONFIG, ConfigRecord())
+    config, plan = messages.read_config(record)
     client = client_id(context)
     if client >= config.fleet.clients:
         raise ConfigError(
@@ -93,10 +99,20 @@ def _model(
     return model, wire.Schema.of(models.get_state(model)), ModelCost.of(model, input_shape)
 
 
-def receive(job: Job, arrays: ArrayRecord) -> Received:
-    """Decode the model of a message: our payload, or plain arrays of another strategy."""
+def receive(job: Job, message: Message, held: Mask | None) -> Received:
+    """Decode the model of a message: our payload, or plain arrays of another strategy.
+
+    `held` is the mask that this client kept; a payload may leave out what it tells. Raises
+    ModelError when there is no model or it is another one, WireError for a payload that
+    cannot be read.
+    """
+    arrays = message.content.array_records.get(messages.ARRAYS)
+    if arrays is None:
+        raise ModelError(
+            f"the message carries no model; put it into the record '{messages.ARRAYS}'"
+        )
     if wire.is_payload(arrays):
-        decoded = _decode(wire.unpack(arrays), job.schema)
+        decoded = _decode(wire.unpack(arrays), job.schema, held)
         return Received(decoded.state, decoded.mask, True)
     state = {name: array.numpy() for name, array in arrays.items()}
     wrong = [name for name in job.schema.names if name not in state]
@@ -105,10 +121,10 @@ def receive(job: Job, arrays: ArrayRecord) -> Received:
     return Received({name: state[name] for name in job.schema.names}, None, False)
 
 
-@lru_cache(maxsize=2)
-def _decode(payload: bytes, schema: wire.Schema) -> wire.Decoded:
+@lru_cache(maxsize=4)
+def _decode(payload: bytes, schema: wire.Schema, held: Mask | None) -> wire.Decoded:
     """Decode a payload once a worker, however many of its clients receive it."""
-    return wire.decode(payload, schema)
+    return wire.decode(payload, schema, masks=() if held is None else (held,))
 
 
 def reply_arrays(state: State, received: Received, values: str) -> ArrayRecord:
@@ -123,10 +139,14 @@ def reply_arrays(state: State, received: Received, values: str) -> ArrayRecord:
 
 
 def growth_arrays(found: Mapping[str, tuple[np.ndarray, np.ndarray]], mask: Mask) -> ArrayRecord:
-    """Encode the largest pruned gradients as a sparse payload over the grown layers."""
+    """Encode the largest pruned gradients as a sparse payload over the grown layers.
+
+    The layers stand in the mask's order, whichever order they were asked for in.
+    """
     state: State = {}
     bits = {}
-    for name, (index, value) in found.items():
+    for name in (name for name in mask.names if name in found):
+        index, value = found[name]
         dense = np.zeros(mask.shapes[name], np.float32)
         dense.reshape(-1)[index] = value
         chosen = np.zeros(mask.shapes[name], bool)

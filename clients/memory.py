@@ -1,8 +1,11 @@
 """What a client keeps between messages, in Flower's `Context.state`, sparse-coded.
 
-Optimizer state is kept only where `client.keep_optimizer` asks for it; candidate models
-only between the two exchanges of BatchNorm selection.
+The mask of the last model stays, so that the server need not send it again. Optimizer state
+is kept only where `client.keep_optimizer` asks for it; candidate models only between the two
+exchanges of BatchNorm selection.
 """
+
+from functools import lru_cache
 
 from flwr.app import ArrayRecord, Context
 
@@ -11,6 +14,7 @@ from fedsparse import messages, wire
 from fedsparse.sparsity import Mask, State
 
 OPTIMIZER = "optimizer"
+MASK = "mask"
 
 
 def remember_optimizer(context: Context, slots: dict[str, State], mask: Mask | None) -> None:
@@ -44,6 +48,31 @@ def _of(mask: Mask | None, values: State) -> Mask | None:
     if mask is None or any(values[name].shape != mask.shapes[name] for name in mask.names):
         return None
     return mask
+
+
+def remember_mask(context: Context, mask: Mask | None) -> None:
+    """Keep the mask of a received model; forget it with a dense one."""
+    if mask is not None:
+        context.state[MASK] = wire.pack(_stored(mask))
+    elif MASK in context.state.array_records:
+        del context.state[MASK]
+
+
+def recall_mask(context: Context, job: Job) -> Mask | None:
+    """Return the kept mask, or None."""
+    record = context.state.array_records.get(MASK)
+    return None if record is None else _restored(wire.unpack(record), tuple(job.shapes.items()))
+
+
+@lru_cache(maxsize=4)
+def _stored(mask: Mask) -> bytes:
+    """Encode a mask once a worker, however many of its clients keep it."""
+    return wire.encode_mask(mask)
+
+
+@lru_cache(maxsize=4)
+def _restored(content: bytes, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Mask:
+    return wire.decode_mask(content, dict(shapes))
 
 
 def remember_candidates(context: Context, candidates: ArrayRecord) -> None:

@@ -18,6 +18,7 @@ from fedsparse.config import FleetConfig
 from fedsparse.errors import GridError
 
 POLL_SECONDS = 0.5
+CONNECT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Directory:
     client_of: Mapping[int, int]
 
     @classmethod
-    def of(cls, grid: Grid, clients: int, timeout: float) -> "Directory":
+    def of(cls, grid: Grid, clients: int, timeout: float = CONNECT_SECONDS) -> "Directory":
         """Ask every node who it is, and wait at most `timeout` seconds for all.
 
         A grid that knows its clients (`clients_by_node`) isn't asked. Raises GridError

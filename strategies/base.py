@@ -2,12 +2,14 @@
 
 A method subclasses `SparseStrategy` and overrides only what differs: the initial mask
 (`prepare`), what is asked of clients (`plan`), and how replies become the next model and
-mask (`aggregate`). It is a Flower `Strategy`, so any loop that runs those runs it.
+mask (`aggregate`). It is a Flower `Strategy`, and runs in Flower's loop as in ours, which adds
+checkpoints and figures.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -21,18 +23,40 @@ from fedsparse.errors import FedSparseError, TooFewRepliesError, WireError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State
 from strategies.addressing import Directory, MeteredGrid, cohort
+from strategies.held import HeldMasks
 from strategies.task import Task
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One client's trained model and what came with it."""
+    """One client's trained model and what came with it.
+
+    `kept` holds what was sent: of a masked tensor the kept values alone, in order.
+    """
 
     client: int
     examples: int
-    state: State
+    kept: State
+    loss: float
     message: Message
     extra: Any = None
+    mask: Mask | None = None
+
+    @property
+    def state(self) -> State:
+        """The model as whole tensors, zero where pruned."""
+        return spread(self.kept, self.mask)
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """One client's answer to a query."""
+
+    client: int
+    examples: int
+    value: T
 
 
 class SparseStrategy(Strategy):
@@ -47,6 +71,8 @@ class SparseStrategy(Strategy):
         self.mask: Mask | None = None
         self.directory: Directory | None = None
         self.failures: dict[int, str] = {}
+        self.held = HeldMasks()
+        self.asked_to_train: list[int] = []
 
     # -- what a method overrides ------------------------------------------------------
 
@@ -71,13 +97,14 @@ class SparseStrategy(Strategy):
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next round depends on, as arrays and plain values."""
         mask = None if self.mask is None else dict(self.mask.packed)
-        return {"state": dict(self.state), "mask": mask}
+        return {"state": dict(self.state), "mask": mask, "held": self.held.state_dict()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.state = saved["state"]
         packed = saved["mask"]
         self.mask = None if packed is None else Mask.from_packed(self.task.shapes, packed)
+        self.held.load_state_dict(saved["held"], self.task.shapes)
 
     @property
     def density(self) -> float:
@@ -85,7 +112,7 @@ class SparseStrategy(Strategy):
         return 1.0 if self.mask is None else self.mask.density
 
     def arrays(self) -> ArrayRecord:
-        """Return the model as it is sent to clients."""
+        """Return the model as it is sent to a client that knows nothing yet."""
         return wire.pack(wire.encode(self.state, mask=self.mask, values=self.settings.values))
 
     # -- Flower's seams ---------------------------------------------------------------
@@ -93,9 +120,15 @@ class SparseStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask this round's cohort to train `arrays`."""
+        """Ask this round's cohort to train the model that `arrays` holds.
+
+        It goes to each client in the shortest form that the client can read.
+        """
+        if self.directory is None:
+            self.begin(grid)
         clients = cohort(self.task.config.fleet, self.task.config.run.seed, server_round)
-        return self.ask(clients, messages.TRAIN, self.plan(server_round), {messages.ARRAYS: arrays})
+        self.asked_to_train = clients
+        return self.ask_with_model(clients, messages.TRAIN, self.plan(server_round))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -108,8 +141,9 @@ class SparseStrategy(Strategy):
         good = self.read_replies(replies)
         asked = self.task.config.fleet.clients_per_round or self.task.config.fleet.clients
         require_replies(len(good), asked, self.task.config.fleet.min_replies, self.failures)
+        self.held.replied(self.mask, self.asked_to_train, [reply.client for reply in good])
         self.aggregate(server_round, good)
-        loss = sum(_metric(r, "loss") * r.examples for r in good) / sum(r.examples for r in good)
+        loss = sum(r.loss * r.examples for r in good) / sum(r.examples for r in good)
         return self.arrays(), MetricRecord({"loss": loss, "clients": len(good)})
 
     def configure_evaluate(
@@ -118,8 +152,7 @@ class SparseStrategy(Strategy):
         """Ask clients to test the model on their own samples."""
         fleet = self.task.config.fleet
         clients = list(range(min(fleet.clients, fleet.evaluate_clients)))
-        plan = Plan(round=server_round)
-        return self.ask(clients, messages.EVALUATE, plan, {messages.ARRAYS: arrays})
+        return self.ask_with_model(clients, messages.EVALUATE, Plan(round=server_round))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -140,6 +173,11 @@ class SparseStrategy(Strategy):
         """Log the settings, as Flower's strategies do."""
         log(20, "%s: %s", type(self).__name__, self.settings)
 
+    def begin(self, grid: Grid) -> None:
+        """Find the clients and make the model, for loops that do not, such as Flower's own."""
+        self.directory = Directory.of(grid, self.task.config.fleet.clients)
+        self.prepare(MeteredGrid(grid, self.directory))
+
     # -- for methods ------------------------------------------------------------------
 
     def ask(
@@ -153,8 +191,41 @@ class SparseStrategy(Strategy):
         node_of = self.directory.node_of
         return [Message(content, node_of[client], kind) for client in clients]
 
+    def ask_with_model(self, clients: Sequence[int], kind: str, plan: Plan) -> list[Message]:
+        """Return one message a client with the model, masks only where they are not held."""
+        records = self.held.records(self.state, self.mask, clients, self.settings.values)
+        return [
+            self.ask([client], kind, plan, {messages.ARRAYS: record})[0]
+            for client, record in records.items()
+        ]
+
+    def query(
+        self,
+        grid: Grid,
+        kind: str,
+        clients: Sequence[int],
+        plan: Plan,
+        arrays: dict[str, ArrayRecord],
+        read: Callable[[Message], T],
+    ) -> list[Answer[T]]:
+        """Ask clients something outside of training and return the answers that can be trusted.
+
+        Raises TooFewRepliesError when fewer than `fleet.min_replies` of them are left.
+        """
+        config = self.task.config
+        asked = self.ask(clients, kind, plan, arrays)
+        good = self._trusted(
+            grid.send_and_receive(asked, timeout=config.engine.timeout),
+            lambda client, message: Answer(client, examples_of(message), read(message)),
+        )
+        require_replies(len(good), len(clients), config.fleet.min_replies, self.failures)
+        return good
+
     def read_replies(self, replies: Iterable[Message]) -> list[Reply]:
         """Decode training replies; those that cannot be trusted go to `self.failures`."""
+        return self._trusted(replies, self._read)
+
+    def _trusted(self, replies: Iterable[Message], read: Callable[[int, Message], T]) -> list[T]:
         assert self.directory is not None
         self.failures = {}
         good = []
@@ -164,18 +235,18 @@ class SparseStrategy(Strategy):
                 self.failures[client] = one_line(message.error.reason)
                 continue
             try:
-                good.append(self._read(client, message))
-            except (FedSparseError, KeyError) as error:
+                good.append(read(client, message))
+            except FedSparseError as error:
                 self.failures[client] = one_line(str(error))
+            except KeyError as error:
+                self.failures[client] = one_line(f"the reply lacks {error}")
         return good
 
     def _read(self, client: int, message: Message) -> Reply:
         payload = wire.unpack(message.content.array_records[messages.ARRAYS])
-        held = () if self.mask is None else (self.mask,)
-        decoded = wire.decode(payload, self.task.schema, masks=held)
-        if decoded.mask != self.mask:
-            raise WireError("the reply is masked unlike the model that was sent")
-        return Reply(client, examples_of(message), decoded.state, message, self.read_extra(message))
+        kept = wire.decode_kept(payload, self.task.schema, self.mask)
+        examples, loss = examples_of(message), loss_of(message)
+        return Reply(client, examples, kept, loss, message, self.read_extra(message), self.mask)
 
 
 def examples_of(message: Message) -> int:
@@ -186,34 +257,48 @@ def examples_of(message: Message) -> int:
     return value
 
 
-def _metric(reply: Reply, key: str) -> float:
-    return float(reply.message.content.metric_records[messages.METRICS][key])  # type: ignore[arg-type]
+def loss_of(message: Message) -> float:
+    """Return a reply's training loss; raises WireError when it is not a finite number."""
+    value = message.content.metric_records[messages.METRICS]["loss"]
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise WireError(f"the reply's loss is {value!r}; it must be a finite number")
+    return float(value)
 
 
 def weighted_mean(replies: Sequence[Reply]) -> State:
     """Return sum_k p_k theta_k with p_k = n_k / sum n (FedAvg, eq. 1 and Algorithm 1).
 
     Summed in double precision in the order of clients, so that the bits depend on the
-    replies alone. Masks are equal, so pruned weights stay exactly zero.
+    replies alone. Only what the replies' common mask keeps is added; the rest is zero.
     """
     total = sum(reply.examples for reply in replies)
     mean: State = {}
-    for name, first in replies[0].state.items():
-        acc = np.zeros(first.shape, np.float64)
+    for name, first in replies[0].kept.items():
+        acc, part = np.zeros(first.shape), np.empty(first.shape)
         for reply in replies:
-            acc += reply.state[name] * np.float64(reply.examples / total)
+            acc += np.multiply(reply.kept[name], reply.examples / total, out=part)
         mean[name] = acc.astype(np.float32)
-    return mean
+    return spread(mean, replies[0].mask)
+
+
+def spread(kept: State, mask: Mask | None) -> State:
+    """Return whole tensors of which `kept` holds the entries that the mask keeps, in order."""
+    state = dict(kept)
+    for name, shape in mask.shapes.items() if mask is not None else ():
+        state[name] = np.zeros(shape, np.float32)
+        state[name][mask[name]] = kept[name]  # type: ignore[index]
+    return state
 
 
 def require_replies(got: int, asked: int, least: float, failures: dict[int, str]) -> None:
     """Raise TooFewRepliesError when a round has too few replies to go on."""
-    if got and got >= least * asked:
+    needed = max(1, math.ceil(least * asked - 1e-9))
+    if got >= needed:
         return
     example = next((f"; client {c}: {reason}" for c, reason in sorted(failures.items())), "")
     raise TooFewRepliesError(
-        f"{got} of {asked} clients replied, fleet.min_replies = {least:g} asks for "
-        f"{max(1, int(np.ceil(least * asked)))}{example}"
+        f"{got} of {asked} clients replied, "
+        f"fleet.min_replies = {least:g} asks for {needed}{example}"
     )
 
 

@@ -16,8 +16,6 @@ from strategies.base import SparseStrategy
 from strategies.rounds import RoundLoop
 from strategies.task import Task
 
-CONNECT_SECONDS = 120.0
-
 
 def execute(
     task: Task, strategy: Strategy, grid: Grid, folder: RunFolder, progress: Progress
@@ -29,7 +27,7 @@ def execute(
     then be resumed.
     """
     config = task.config
-    directory = Directory.of(grid, config.fleet.clients, CONNECT_SECONDS)
+    directory = Directory.of(grid, config.fleet.clients)
     if isinstance(strategy, SparseStrategy):
         strategy.directory = directory
     partition = {"kind": config.data.partition, "classes": task.data.classes}

@@ -8,14 +8,17 @@ mask adjusted by the largest gradients that clients find among its pruned weight
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from flwr.app import Message
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fedsparse import messages, models, wire
 from fedsparse.config import Finite, StrategySettings
+from fedsparse.errors import WireError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import (
     Mask,
@@ -28,7 +31,7 @@ from fedsparse.sparsity import (
 )
 from fedsparse.training import batchnorm, local
 from strategies.addressing import MeteredGrid, cohort
-from strategies.base import Reply, SparseStrategy, examples_of, require_replies, weighted_mean
+from strategies.base import Answer, Reply, SparseStrategy, weighted_mean
 from strategies.task import Task, masked
 
 LARGEST_POOL = 32
@@ -119,58 +122,47 @@ class FedTiny(SparseStrategy):
                 for i, mask in enumerate(pool)
             }
         )
+        plan = Plan(samples=self.settings.development_samples)
+        pooled = {messages.CANDIDATES: payloads}
+        losses = partial(candidate_losses, count=len(pool))
+        statistics = partial(self.candidate_statistics, count=len(pool))
         if self.settings.selection == "vanilla":
-            arrays = {messages.CANDIDATES: payloads}
-            return self.cheapest(self.exchange(grid, clients, messages.LOSSES, arrays)), {}
-        measured = self.exchange(
-            grid, clients, messages.STATISTICS, {messages.CANDIDATES: payloads}
-        )
-        merged = self.merge_statistics(measured, len(pool))
-        statistics = wire.pack_many({str(i): wire.encode(part) for i, part in enumerate(merged)})
-        replied = [self.client_of(reply) for reply in measured]
-        tested = self.exchange(grid, replied, messages.LOSSES, {messages.ARRAYS: statistics})
+            tested = self.query(grid, messages.LOSSES, clients, plan, pooled, losses)
+            return self.cheapest(tested), {}
+        measured = self.query(grid, messages.STATISTICS, clients, plan, pooled, statistics)
+        merged = self.merge_statistics(measured)
+        adapted = {
+            messages.ARRAYS: wire.pack_many({str(i): wire.encode(s) for i, s in enumerate(merged)})
+        }
+        replied = [answer.client for answer in measured]
+        tested = self.query(grid, messages.LOSSES, replied, plan, adapted, losses)
         chosen = self.cheapest(tested)
         return chosen, merged[chosen]
 
-    def exchange(
-        self, grid: MeteredGrid, clients: Sequence[int], kind: str, arrays: Mapping[str, Any]
-    ) -> list[Any]:
-        """Send one query to the clients and return the good replies."""
-        config = self.task.config
-        plan = Plan(samples=self.settings.development_samples)
-        replies = grid.send_and_receive(
-            self.ask(clients, kind, plan, dict(arrays)), timeout=config.engine.timeout
-        )
-        good = [reply for reply in replies if reply.has_content()]
-        bad = {self.client_of(r): r.error.reason or "" for r in replies if not r.has_content()}
-        require_replies(len(good), len(clients), config.fleet.min_replies, bad)
-        return good
-
-    def merge_statistics(self, replies: Sequence[Any], count: int) -> list[State]:
-        """mu_c = sum_k p_k mu_ck and sigma^2_c likewise, for each candidate c."""
-        weights = [examples_of(reply) for reply in replies]
+    def candidate_statistics(self, reply: Message, count: int) -> list[State]:
+        """Decode one client's BatchNorm statistics of each candidate."""
         schema = wire.Schema.of(batchnorm.statistics(self.task.model))
-        parts = []
-        for reply in replies:
-            payloads = wire.unpack_many(reply.content.array_records[messages.ARRAYS])
-            parts.append([wire.decode(payloads[str(i)], schema).state for i in range(count)])
-        rule = self.settings.variance_rule
-        return [batchnorm.merge([p[i] for p in parts], weights, rule) for i in range(count)]
+        payloads = wire.unpack_many(reply.content.array_records[messages.ARRAYS])
+        return [wire.decode(payloads[str(i)], schema).state for i in range(count)]
 
-    def cheapest(self, replies: Sequence[Any]) -> int:
-        """argmin_c sum_k p_k loss_ck; p_k by samples, or uniform as the public code does."""
-        losses = np.array(
-            [r.content.metric_records[messages.METRICS]["losses"] for r in replies], np.float64
-        )
-        weights = np.array([examples_of(r) for r in replies], np.float64)
+    def merge_statistics(self, answers: Sequence[Answer[list[State]]]) -> list[State]:
+        """mu_c = sum_k p_k mu_ck and sigma^2_c likewise, for each candidate c."""
+        weights = [answer.examples for answer in answers]
+        rule = self.settings.variance_rule
+        by_candidate = zip(*(answer.value for answer in answers), strict=True)
+        return [batchnorm.merge(parts, weights, rule) for parts in by_candidate]
+
+    def cheapest(self, answers: Sequence[Answer[list[float]]]) -> int:
+        """argmin_c sum_k p_k loss_ck; p_k by samples, or uniform as the public code does.
+
+        A candidate with a loss that is not finite loses to all others.
+        """
+        losses = np.array([answer.value for answer in answers], np.float64)
+        losses[~np.isfinite(losses)] = np.inf
+        weights = np.array([answer.examples for answer in answers], np.float64)
         if self.settings.loss_weights == "uniform":
             weights[:] = 1.0
         return int(np.argmin(weights @ losses))
-
-    def client_of(self, message: Any) -> int:
-        """Return the client that a reply came from."""
-        assert self.directory is not None
-        return self.directory.client_of[message.metadata.src_node_id]
 
     # -- every round: progressive pruning ---------------------------------------------
 
@@ -228,12 +220,12 @@ class FedTiny(SparseStrategy):
         if self.mask != before:
             self.reestimate_batchnorm()
 
-    def read_extra(self, message: Any) -> State:
+    def read_extra(self, message: Message) -> State:
         """Decode the top pruned gradients of a reply, where this round asked for them."""
         counts = self.asked
         if not counts:
             return {}
-        schema = wire.Schema(tuple((name, self.task.shapes[name]) for name in counts))
+        schema = wire.Schema(tuple(item for item in self.task.shapes.items() if item[0] in counts))
         payload = wire.unpack(message.content.array_records[messages.GROWTH])
         return wire.decode(payload, schema).state
 
@@ -270,3 +262,11 @@ class FedTiny(SparseStrategy):
         models.load_state(self.task.model, self.state)
         x, _ = local.tensors(self.task.public)
         self.state.update(batchnorm.measure(self.task.model, x[:1024]))
+
+
+def candidate_losses(reply: Message, count: int) -> list[float]:
+    """Return one client's losses; raises WireError unless there is one a candidate."""
+    losses = reply.content.metric_records[messages.METRICS]["losses"]
+    if not isinstance(losses, list) or len(losses) != count:
+        raise WireError(f"the reply's losses are {losses!r}; there are {count} candidates")
+    return [float(loss) for loss in losses]

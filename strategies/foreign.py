@@ -18,6 +18,9 @@ from fedsparse.sparsity import State
 from strategies.base import SparseStrategy
 from strategies.task import Task
 
+WRAPPED = "wrapped strategy"
+"""Key of the attributes of a strategy that another one, such as a privacy wrapper, holds."""
+
 
 def make(task: Task) -> Strategy:
     """Build the strategy that the configuration names, ours or another maker's.
@@ -94,15 +97,35 @@ def metrics_of(reply: Message) -> dict[str, Any]:
 
 def state_dict(strategy: Strategy, arrays: ArrayRecord) -> dict[str, Any]:
     """Return the model and the strategy's attributes that are arrays or plain values."""
-    kept = {name: value for name, value in vars(strategy).items() if _storable(value)}
-    return {"arrays": {name: array.numpy() for name, array in arrays.items()}, "attributes": kept}
+    return {
+        "arrays": {name: array.numpy() for name, array in arrays.items()},
+        "attributes": _attributes(strategy),
+    }
+
+
+def _attributes(strategy: Strategy) -> dict[str, Any]:
+    """Return what can be stored of a strategy, and of one that it wraps, as `{WRAPPED: ...}`."""
+    found: dict[str, Any] = {}
+    for name, value in vars(strategy).items():
+        if isinstance(value, Strategy):
+            found[name] = {WRAPPED: _attributes(value)}
+        elif _storable(value):
+            found[name] = value
+    return found
 
 
 def load_state_dict(strategy: Strategy, saved: dict[str, Any]) -> ArrayRecord:
     """Give a strategy its attributes back and return the model."""
-    for name, value in saved["attributes"].items():
-        setattr(strategy, name, value)
+    _load_attributes(strategy, saved["attributes"])
     return plain_arrays(saved["arrays"])
+
+
+def _load_attributes(strategy: Strategy, attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
+        if isinstance(value, dict) and list(value) == [WRAPPED]:
+            _load_attributes(getattr(strategy, name), value[WRAPPED])
+        else:
+            setattr(strategy, name, value)
 
 
 def _storable(value: Any) -> bool:

@@ -241,6 +241,8 @@ class RoundLoop:
             self.arrays = foreign.load_state_dict(self.strategy, tree["strategy"])
         if tree["clients"] and hasattr(self.grid.inner, "load_states"):
             self.grid.inner.load_states({int(c): s for c, s in tree["clients"].items()})
+        elif isinstance(self.strategy, SparseStrategy):
+            self.strategy.held.forget()
         return number
 
 

@@ -20,7 +20,7 @@ from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State, mask_from_scores, static_mask
 from fedsparse.training import local
 from strategies.addressing import MeteredGrid, cohort
-from strategies.base import SparseStrategy, examples_of, require_replies
+from strategies.base import SparseStrategy
 from strategies.task import Task, masked
 
 NEEDS_DATA = ("snip", "grasp", "fisher", "saliency")
@@ -84,18 +84,13 @@ class StaticMask(SparseStrategy):
 
     def ask_clients_to_score(self, grid: MeteredGrid) -> Mask:
         """Let each client score one batch; keep the top of the weighted mean (SSFL)."""
-        s = self.settings
-        config = self.task.config
+        s, config = self.settings, self.task.config
         clients = cohort(config.fleet, config.run.seed, 0)
         plan = Plan(criterion=s.criterion, samples=s.score_samples)
-        replies = grid.send_and_receive(
-            self.ask(clients, messages.SCORE, plan, {messages.ARRAYS: self.arrays()}),
-            timeout=config.engine.timeout,
-        )
-        good = [r for r in replies if r.has_content()]
-        require_replies(len(good), len(clients), config.fleet.min_replies, {})
-        weights = np.array([examples_of(reply) for reply in good], np.float64)
-        scores = self.mean_scores([self.read_scores(reply) for reply in good], weights)
+        model = {messages.ARRAYS: self.arrays()}
+        scored = self.query(grid, messages.SCORE, clients, plan, model, self.read_scores)
+        weights = np.array([answer.examples for answer in scored], np.float64)
+        scores = self.mean_scores([answer.value for answer in scored], weights)
         return mask_from_scores(scores, s.density, s.allocation)
 
     def read_scores(self, reply: Message) -> State:

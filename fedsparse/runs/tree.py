@@ -1,10 +1,11 @@
 """A nested structure as JSON beside numbered tensors, and back, without pickle.
 
-Checkpoints are made of this. Arrays, bytes and numpy scalars become tensors; what JSON
-cannot hold (nan, infinities, tuples, keys that are no strings) is written as a one-entry
-object whose key starts with '$'.
+Checkpoints are made of this. Arrays, bytes and numpy scalars become tensors, equal bytes
+one; what JSON cannot hold (nan, infinities, tuples, keys that are no strings) is written as
+a one-entry object whose key starts with '$'.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,7 @@ def encode(tree: Any, tensors: Tensors, where: str = "") -> Any:
     if isinstance(tree, np.generic):
         return {"$scalar": _store(np.asarray(tree), tensors, where)}
     if isinstance(tree, bytes):
-        return {"$bytes": _store(np.frombuffer(tree, np.uint8), tensors, where)[0]}
+        return {"$bytes": _store_bytes(tree, tensors)}
     if isinstance(tree, int):
         return tree
     if isinstance(tree, float):
@@ -96,6 +97,13 @@ def _store(array: NDArray[Any], tensors: Tensors, where: str) -> list[Any]:
         return [name]
     tensors[name] = np.frombuffer(little.tobytes(), np.uint8)
     return [name, little.dtype.str, list(little.shape)]
+
+
+def _store_bytes(content: bytes, tensors: Tensors) -> str:
+    """Add bytes under their digest: many clients keep the same, which is stored once."""
+    name = hashlib.blake2b(content, digest_size=16).hexdigest()
+    tensors[name] = np.frombuffer(content, np.uint8)
+    return name
 
 
 def _fetch(stored: list[Any], tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

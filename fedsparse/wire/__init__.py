@@ -1,6 +1,7 @@
 """The sparse payload format and its place in Flower's records."""
 
-from fedsparse.wire.payload import Decoded, decode, encode, payload_size
+from fedsparse.wire.masks import decode_mask, encode_mask
+from fedsparse.wire.payload import Decoded, decode, decode_kept, encode, payload_size
 from fedsparse.wire.records import (
     is_payload,
     pack,
@@ -15,7 +16,10 @@ __all__ = [
     "Decoded",
     "Schema",
     "decode",
+    "decode_kept",
+    "decode_mask",
     "encode",
+    "encode_mask",
     "is_payload",
     "pack",
     "pack_many",

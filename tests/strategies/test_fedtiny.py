@@ -185,3 +185,25 @@ def test_every_option_runs_and_keeps_the_density(tmp_path, setting):
     summary = run(tmp_path / "run", "run.rounds=2", f"strategy.{setting}")
     assert summary["density"] == pytest.approx(0.1, abs=0.001)
     assert math.isfinite(summary["loss"])
+
+
+IMAGES = ("data.name=synthetic-images", "data.image_size=16", "data.samples=80")
+WIDTHS = {"resnet18": 0.0625, "mobilenet-v1": 0.125, "leaf-cnn": 0.125, "paper-cnn": 1, "mlp": 1}
+
+
+@pytest.mark.parametrize("model", WIDTHS)
+def test_every_layer_of_every_model_can_be_adjusted(model, tmp_path):
+    """Whatever its layers are called, and whether or not it has BatchNorm."""
+    run(
+        tmp_path / "run",
+        *IMAGES,
+        "data.public_samples=20",
+        f"model.name={model}",
+        f"model.width={WIDTHS[model]}",
+        "strategy.granularity=model",
+        "fleet.clients=2",
+        "run.rounds=2",
+    )
+    adjusted = rows(tmp_path / "run")[1]
+    assert adjusted["clients_failed"] == 0
+    assert adjusted["mask_change"] > 0

@@ -390,3 +390,31 @@ def test_what_is_decoded_does_not_look_into_the_payload():
     payload[:] = bytes(len(payload))
     assert decoded.state["b"].tolist() == [0.5]
     assert decoded.state["w"][0, 1] == 1
+
+
+@given(samples(), st.sampled_from(MODES), st.sampled_from(KINDS))
+@PROPERTY
+def test_kept_values_are_those_of_the_decoded_state_in_order(sample, mode, kind):
+    if not len(sample.mask):
+        return
+    content = wire.encode(sample.state, mask=sample.mask, mode=mode, base=sample.mask, values=kind)
+    schema = wire.Schema.of(sample.state)
+    whole = wire.decode(content, schema, masks=(sample.mask,)).state
+    kept = wire.decode_kept(content, schema, sample.mask)
+    assert list(kept) == list(whole)
+    for name, value in kept.items():
+        expected = whole[name][sample.mask[name]] if name in sample.mask else whole[name]
+        assert bits(value) == bits(expected)
+
+
+def test_kept_values_of_another_mask_are_refused():
+    state, mask = large(0.1)
+    other = Mask.from_arrays({n: np.roll(b, 1) for n, b in mask.items()})
+    schema = wire.Schema.of(state)
+    for mode in ("full", "shared"):
+        with pytest.raises(WireError, match="mask"):
+            wire.decode_kept(wire.encode(state, mask=other, mode=mode), schema, mask)
+    with pytest.raises(WireError, match="mask"):
+        wire.decode_kept(wire.encode(state), schema, mask)
+    with pytest.raises(WireError, match="mask"):
+        wire.decode_kept(wire.encode(state, mask=mask), schema, None)

@@ -1,0 +1,58 @@
+"""Which mask each client is known to hold, and so how little of a model it must be sent.
+
+A client keeps the mask of the last model that it trained. Once its reply has shown that it
+has it, the next model's payload brings only the changed positions (FedTiny, section
+"progressive pruning"), or none. Whoever did not reply is sent the whole mask again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord
+
+from fedsparse import wire
+from fedsparse.sparsity import Mask, State
+
+
+class HeldMasks:
+    """The mask of each client that holds one."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, Mask] = {}
+
+    def records(
+        self, state: State, mask: Mask | None, clients: Sequence[int], values: str
+    ) -> dict[int, ArrayRecord]:
+        """Return the shortest payload of a model for each client; equal ones are one record."""
+        by_base: dict[Mask | None, ArrayRecord] = {}
+        for base in (self._of.get(client) for client in clients):
+            if base not in by_base:
+                payload = wire.encode(state, mask=mask, mode="auto", base=base, values=values)
+                by_base[base] = wire.pack(payload)
+        return {client: by_base[self._of.get(client)] for client in clients}
+
+    def replied(self, mask: Mask | None, asked: Iterable[int], good: Iterable[int]) -> None:
+        """Note who of those asked under a mask has shown to hold it."""
+        for client in asked:
+            self._of.pop(client, None)
+        if mask is not None:
+            self._of.update(dict.fromkeys(good, mask))
+
+    def forget(self) -> None:
+        """Take it that no client holds any mask."""
+        self._of.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return each distinct mask once, and who holds it."""
+        masks = list(dict.fromkeys(self._of.values()))
+        return {
+            "masks": [dict(mask.packed) for mask in masks],
+            "clients": {str(client): masks.index(mask) for client, mask in self._of.items()},
+        }
+
+    def load_state_dict(
+        self, saved: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Continue from what `state_dict` returned."""
+        masks = [Mask.from_packed(shapes, packed) for packed in saved["masks"]]
+        self._of = {int(client): masks[i] for client, i in saved["clients"].items()}
