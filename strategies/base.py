@@ -276,7 +276,8 @@ def weighted_mean(replies: Sequence[Reply]) -> State:
     for name, first in replies[0].kept.items():
         acc, part = np.zeros(first.shape), np.empty(first.shape)
         for reply in replies:
-            acc += np.multiply(reply.kept[name], reply.examples / total, out=part)
+            share = reply.examples / total
+            acc += np.multiply(reply.kept[name], share, out=part, dtype=np.float64)
         mean[name] = acc.astype(np.float32)
     return spread(mean, replies[0].mask)
 

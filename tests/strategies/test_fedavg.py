@@ -6,6 +6,7 @@ import pytest
 from fedsparse import messages, wire
 from fedsparse.errors import ConfigError
 from simulations.grid import CohortGrid
+from strategies.base import Reply, weighted_mean
 from strategies.fedavg import FedAvg
 from strategies.task import Task
 from tests.strategies.stage import constant, payload, play, reply, stage
@@ -124,3 +125,12 @@ def test_a_round_costs_one_dense_payload_each_way_for_each_client():
     assert set(traffic.down.values()) == set(traffic.up.values()) == {dense}
     assert (traffic.bytes_down, traffic.bytes_up) == (3 * dense, 3 * dense)
     assert grid.read_traffic().bytes_down == 0
+
+
+def test_the_mean_is_rounded_once():
+    """Summed in double precision: single precision would be off in the last bit."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((3, 1000), dtype=np.float32)
+    replies = [Reply(k, n, {"w": values[k]}, 0.0, None) for k, n in enumerate((1, 3, 7))]
+    exact = (values.astype(np.float64) * np.array([[1], [3], [7]]) / 11).sum(0)
+    assert np.array_equal(weighted_mean(replies)["w"], exact.astype(np.float32))
