@@ -2,7 +2,7 @@
 
 from fedsparse.sparsity.adjust import grow_and_prune, prune_and_grow
 from fedsparse.sparsity.allocation import check_density, er, erk, layer_counts, rescale, uniform
-from fedsparse.sparsity.compose import mask_from_scores, static_mask, top_mask, top_mask_global
+from fedsparse.sparsity.compose import mask_from_scores, static_mask, top, top_mask, top_mask_global
 from fedsparse.sparsity.cost import LayerCost, MemoryCost, ModelCost
 from fedsparse.sparsity.criteria import CRITERIA, scores
 from fedsparse.sparsity.mask import Mask, State
@@ -30,6 +30,7 @@ __all__ = [
     "rescale",
     "scores",
     "static_mask",
+    "top",
     "top_mask",
     "top_mask_global",
     "uniform",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -25,14 +26,14 @@ def top_mask(scored: Mapping[str, NDArray[Any]], counts: Mapping[str, int]) -> M
     for name, score in scored.items():
         if not 0 <= counts[name] <= score.size:
             raise MaskError(f"cannot keep {counts[name]} of the {score.size} weights of '{name}'")
-        bits[name] = _top(score.reshape(-1), counts[name]).reshape(score.shape)
+        bits[name] = top(score.reshape(-1), counts[name]).reshape(score.shape)
     return Mask.from_arrays(bits)
 
 
 def top_mask_global(scored: Mapping[str, NDArray[Any]], density: float) -> Mask:
     """Keep the highest scores of all layers together; a layer may end up empty."""
     count = global_counts(scored, density)
-    kept = _top(np.concatenate([score.reshape(-1) for score in scored.values()]), count)
+    kept = top(np.concatenate([score.reshape(-1) for score in scored.values()]), count)
     ends = np.cumsum([score.size for score in scored.values()])[:-1]
     parts = np.split(kept, ends)
     return Mask.from_arrays(
@@ -40,9 +41,21 @@ def top_mask_global(scored: Mapping[str, NDArray[Any]], density: float) -> Mask:
     )
 
 
-def _top(flat: NDArray[Any], count: int) -> NDArray[np.bool_]:
-    bits = np.zeros(flat.size, bool)
-    bits[np.argsort(-flat.astype(np.float64), kind="stable")[:count]] = True
+def top(flat: NDArray[Any], count: int) -> NDArray[np.bool_]:
+    """Flag the `count` highest of a flat array, in linear time; ties go to the lower position.
+
+    Raises MaskError for NaN, which has no rank.
+    """
+    surplus = flat.size - count
+    if count <= 0 or surplus <= 0:
+        return np.full(flat.size, count > 0)
+    # numpy's partition takes twenty times as long where many scores are equal, as zeros are
+    least = flat.dtype.type(torch.kthvalue(torch.tensor(flat), surplus + 1).values.item())
+    bits: NDArray[np.bool_] = flat > least
+    ties = np.flatnonzero(flat == least)
+    bits[ties[: count - np.count_nonzero(bits)]] = True
+    if np.count_nonzero(bits) != count:
+        raise MaskError("scores hold NaN, which has no rank")
     return bits
 
 

@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_weight
 
 from fedsparse.data import Dataset
 from fedsparse.errors import MaskError
-from fedsparse.sparsity import Mask
+from fedsparse.sparsity import Mask, top
 from fedsparse.training.batchnorm import statistics_momentum
 from fedsparse.training.local import loss_of, tensors
 
@@ -76,15 +76,11 @@ class _Largest:
         return self.index, self.value
 
     def _cut(self) -> None:
-        magnitude = np.abs(self.value)
-        surplus = len(magnitude) - self.count
-        if surplus <= 0:
-            return
-        self.least = np.partition(magnitude, surplus)[surplus]
-        kept = magnitude > self.least
-        ties = np.flatnonzero(magnitude == self.least)
-        kept[ties[: self.count - np.count_nonzero(kept)]] = True
-        self.index, self.value = self.index[kept], self.value[kept]
+        if len(self.value) > self.count:
+            magnitude = np.abs(self.value)
+            kept = top(magnitude, self.count)
+            self.least = magnitude[kept].min()
+            self.index, self.value = self.index[kept], self.value[kept]
 
 
 def _gradient_blocks(

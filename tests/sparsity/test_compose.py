@@ -21,6 +21,7 @@ from fedsparse.sparsity import (
     mask_from_scores,
     scores,
     static_mask,
+    top,
     top_mask,
     top_mask_global,
 )
@@ -234,3 +235,18 @@ def test_synflow_collapses_no_layer_where_magnitude_in_one_step_does():
     assert min(sums.values()) > 0
     assert sums["conv1.weight"] == pytest.approx(sums["conv2.weight"], rel=1e-4)
     assert sums["conv2.weight"] == pytest.approx(sums["fc1.weight"], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_the_top_is_that_of_a_stable_sort(dtype):
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 100):
+        flat = rng.integers(-3, 4, size).astype(dtype)
+        for count in range(size + 1):
+            first = np.argsort(-flat, kind="stable")[:count]
+            assert np.array_equal(np.flatnonzero(top(flat, count)), np.sort(first))
+
+
+def test_nan_has_no_rank():
+    with pytest.raises(MaskError, match="NaN"):
+        top(np.array([1.0, np.nan, 2.0, 0.0]), 2)
