@@ -66,12 +66,14 @@ def train_metrics(job: Job, received: Received, trained: local.Trained) -> Metri
         "adam" if adaptive else "momentum" if settings.momentum else "sgd"
     )
     flops = job.cost.train_flops(trained.samples, received.mask)
+    batch = min(settings.batch_size, len(job.data.train.y))
     if job.plan.grow:
-        flops += job.cost.dense_gradient_flops(growth_samples(job), list(job.plan.grow))
+        flops += job.cost.growth_flops(growth_samples(job), job.plan.grow, received.mask)
+        batch = max(batch, growth_samples(job))
     memory_bytes = job.cost.training_memory(
         received.mask,
         optimizer=kind,
-        batch_size=min(settings.batch_size, len(job.data.train.y)),
+        batch_size=batch,
         buffer_entries=sum(job.plan.grow.values()),
     ).total
     return MetricRecord(

@@ -72,10 +72,11 @@ def read_job(message: Message, context: Context) -> Job:
             "set fleet.clients to the number of nodes"
         )
     federated = data.load(config.data, clients=config.fleet.clients, seed=config.run.seed)
-    model, schema, cost = _model(
-        config.model.name, config.model.width, federated.input_shape, federated.classes
+    built = _model(config.model.name, config.model.width, federated.input_shape, federated.classes)
+    built.reset_counters()
+    return Job(
+        config, plan, client, built.model, built.schema, built.cost, federated.client(client)
     )
-    return Job(config, plan, client, model, schema, cost, federated.client(client))
 
 
 def client_id(context: Context) -> int:
@@ -89,14 +90,31 @@ def client_id(context: Context) -> int:
     return value
 
 
+@dataclass(frozen=True)
+class _Built:
+    """A model that a worker builds once, and what stays true of it."""
+
+    model: nn.Module
+    schema: wire.Schema
+    cost: ModelCost
+    counters: Mapping[str, torch.Tensor]
+
+    def reset_counters(self) -> None:
+        """Put back what no payload brings, such as BatchNorm's count of batches."""
+        state = self.model.state_dict()
+        for name, value in self.counters.items():
+            state[name].copy_(value)
+
+
 @lru_cache(maxsize=4)
-def _model(
-    name: str, width: float, input_shape: tuple[int, ...], classes: int
-) -> tuple[nn.Module, wire.Schema, ModelCost]:
+def _model(name: str, width: float, input_shape: tuple[int, ...], classes: int) -> _Built:
     model = models.build(name, input_shape=input_shape, classes=classes, width=width)
     if len(input_shape) == 3:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, wire.Schema.of(models.get_state(model)), ModelCost.of(model, input_shape)
+    schema, cost = wire.Schema.of(models.get_state(model)), ModelCost.of(model, input_shape)
+    state = model.state_dict()
+    counters = {n: t.clone() for n, t in state.items() if not t.is_floating_point()}
+    return _Built(model, schema, cost, counters)
 
 
 def receive(job: Job, message: Message, held: Mask | None) -> Received:

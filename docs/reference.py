@@ -1,11 +1,9 @@
 """Pages that the code writes: every configuration key, every command.
 
-mkdocs calls these hooks at each build, so neither page can go stale. Pages that benchmarks
-write into `docs/results/` are put into the navigation as they come.
+mkdocs calls these hooks at each build, so neither page can go stale.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
@@ -20,14 +18,6 @@ from fedsparse import cli, registry
 from fedsparse.config import StrategySettings, sections, settings_of
 
 MARK = "<!-- every command -->"
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put result pages into the navigation."""
-    pages = sorted(Path(config.docs_dir).glob("results/*.md"))
-    if pages and config.nav is not None:
-        config.nav.append({"Results": [f"results/{page.name}" for page in pages]})
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

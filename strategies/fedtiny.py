@@ -55,7 +55,9 @@ class FedTinySettings(StrategySettings):
     granularity: Literal["block", "layer", "model"] = "block"
     order: Literal["backward", "forward"] = "backward"
     blocks: int = Field(default=5, ge=1)
-    growth_samples: int = Field(default=64, ge=1, description="batch of the pruned gradients")
+    growth_samples: int | None = Field(
+        default=None, ge=1, description="batch of the pruned gradients; client.batch_size if unset"
+    )
     reestimate: Literal["public", "none"] = "public"
 
 
@@ -173,7 +175,7 @@ class FedTiny(SparseStrategy):
             round_number,
             self.settings.values,
             grow=self.asked,
-            samples=self.settings.growth_samples,
+            samples=self.settings.growth_samples or 0,
         )
 
     def adjustments(self, round_number: int) -> dict[str, int]:

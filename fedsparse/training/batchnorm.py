@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsparse.errors import DataError
 from fedsparse.sparsity import State
 
 _Norm = nn.modules.batchnorm._BatchNorm
@@ -51,8 +52,14 @@ def measure(model: nn.Module, x: Tensor) -> State:
     """Set the running statistics to those of one batch and return them.
 
     `x` is a batch of at least two samples. Returns `running_mean` and `running_var`
-    of each layer by state-dict name. FedTiny, adaptive BatchNorm selection, step 2.
+    of each layer by state-dict name. Raises DataError for fewer samples. FedTiny, adaptive
+    BatchNorm selection, step 2.
     """
+    if len(x) < 2:
+        raise DataError(
+            "BatchNorm statistics need two samples; raise data.public_samples or "
+            "data.min_per_client"
+        )
     training = model.training
     model.eval()
     with statistics_momentum(model, 1.0):

@@ -94,12 +94,37 @@ def train(
     """Train `model` in place on `data` with masked gradients.
 
     `proximal_mu` adds mu/2 ||w - w_0||^2 (FedProx, eq. 2), w_0 being the weights on
-    entry. Raises TrainingError when the loss is not finite.
+    entry. Torch's own draws, such as dropout's, come from a child of `rng`'s stream. Raises
+    TrainingError when the loss is not finite or BatchNorm meets batches of one.
     """
+    if settings.batch_size == 1 < len(data.y) and _normalises_vectors(model):
+        raise TrainingError("BatchNorm needs batches of two; raise client.batch_size (now 1)")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.spawn(1)[0].integers(2**63 - 1)))
+        return _train(
+            model, data, settings, rng, mask, lr, epochs, proximal_mu, optimizer_state or {}
+        )
+
+
+def _normalises_vectors(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+
+
+def _train(
+    model: nn.Module,
+    data: Dataset,
+    settings: ClientConfig,
+    rng: np.random.Generator,
+    mask: Mask | None,
+    lr: float | None,
+    epochs: int | None,
+    proximal_mu: float,
+    optimizer_state: Mapping[str, State],
+) -> Trained:
     x, y = tensors(data)
     loss_function = loss_of(data.classes)
     optimizer = make_optimizer(model, settings, settings.lr if lr is None else lr)
-    load_optimizer(optimizer, model, optimizer_state or {})
+    load_optimizer(optimizer, model, optimizer_state)
     parameters = [p for p in model.parameters() if p.requires_grad]
     kept = _masks(model, mask)
     start = [p.detach().clone() for p in parameters] if proximal_mu else []
@@ -116,12 +141,11 @@ def train(
             output = model(x[chosen])
             loss = loss_function(output, target)
             loss.backward()  # type: ignore[no-untyped-call]
-            gradients = [p.grad for p in parameters if p.grad is not None]
             if proximal_mu:
-                moved = torch._foreach_sub([p.detach() for p in parameters], start)
-                torch._foreach_add_(gradients, moved, alpha=proximal_mu)
+                _pull_back(parameters, start, proximal_mu)
             if kept:
-                torch._foreach_mul_([p.grad for p, _ in kept], [m for _, m in kept])  # type: ignore[misc]
+                reached = [(p.grad, m) for p, m in kept if p.grad is not None]
+                torch._foreach_mul_([g for g, _ in reached], [m for _, m in reached])
             optimizer.step()
             total = total + loss.detach() * len(index)
             correct = correct + (output.detach().argmax(1) == target).sum()
@@ -131,7 +155,22 @@ def train(
                 f"the loss is {float(total)} after epoch {epoch + 1}; "
                 f"lower client.lr (now {optimizer.param_groups[0]['lr']:g})"
             )
-    return Trained(float(total) / len(y), float(correct) / len(y), seen, optimizer)
+    mean = float(total) / len(y)
+    accuracy = _r_squared(mean, y) if data.classes == 1 else float(correct) / len(y)
+    return Trained(mean, accuracy, seen, optimizer)
+
+
+def _pull_back(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> None:
+    """Add mu (w - w_0) to the gradients."""
+    pairs = [(p, s) for p, s in zip(parameters, start, strict=True) if p.grad is not None]
+    moved = torch._foreach_sub([p.detach() for p, _ in pairs], [s for _, s in pairs])
+    torch._foreach_add_([p.grad for p, _ in pairs], moved, alpha=mu)  # type: ignore[misc]
+
+
+def _r_squared(loss: float, y: Tensor) -> float:
+    """Return 1 - squared error / variance; where targets are all alike, 1 if met and else 0."""
+    spread = float(y.float().var(correction=0))
+    return 1.0 - loss / spread if spread > 0 else float(loss == 0)
 
 
 def _masks(model: nn.Module, mask: Mask | None) -> list[tuple[nn.Parameter, Tensor]]:
@@ -160,8 +199,7 @@ def evaluate(model: nn.Module, data: Dataset) -> Evaluated:
     model.train(training)
     loss = float(loss_of(data.classes)(outputs, y))
     if data.classes == 1:
-        spread = float(y.float().var(correction=0))
-        accuracy = 1.0 - loss / spread if spread > 0 else math.nan
+        accuracy = _r_squared(loss, y)
     else:
         accuracy = float((outputs.argmax(1) == y).float().mean())
     return Evaluated(loss, accuracy, len(y))
@@ -170,10 +208,15 @@ def evaluate(model: nn.Module, data: Dataset) -> Evaluated:
 def optimizer_slots(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, State]:
     """Return the optimizer's tensors by slot and parameter name, to outlive a round."""
     slots: dict[str, State] = {}
-    for name, parameter in model.named_parameters():
-        for slot, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                slots.setdefault(slot, {})[name] = np.array(value.detach(), np.float32, order="C")
+    named = dict(model.named_parameters())
+    for state in optimizer.state.values():
+        slots.update({slot: {} for slot, value in state.items() if isinstance(value, Tensor)})
+    for slot, values in slots.items():
+        for name, parameter in named.items():
+            value = optimizer.state.get(parameter, {}).get(slot)
+            if value is None:  # no gradient has reached it
+                value = torch.zeros(() if slot == "step" else parameter.shape)
+            values[name] = np.array(value.detach(), np.float32, order="C")
     return slots
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import nn
 
 from clients.client_app import app
 from fedsparse import messages, models, seeds, wire
@@ -128,6 +129,34 @@ def test_figures_of_a_reply_are_those_of_the_client():
 
 
 # -- growth -------------------------------------------------------------------------------
+
+
+def test_the_pass_for_pruned_gradients_is_counted_in_full():
+    """Its batch may be larger than training's, and it goes forward and back once more."""
+    task, mask, model = world()
+    layer = task.prunable[0]
+    plain = dict(content(train(task, model, mask))[messages.METRICS])
+    plan = Plan(round=1, grow={layer: 7}, samples=40)
+    grown = dict(content(train(task, model, mask, plan))[messages.METRICS])
+    sparse = sum(2 * kept for kept in mask.layer_kept().values())
+    dense = 2 * np.prod(task.shapes[layer])
+    assert grown["train-flops"] - plain["train-flops"] == 40 * (2 * sparse + dense)
+    per_sample = 4 * task.cost.activation_elements
+    assert grown["memory-bytes"] - plain["memory-bytes"] == (40 - 16) * per_sample + 7 * 8
+
+
+def odd_model(input_shape, classes, width):
+    """A model of somebody else, with torch's own randomness and a count that never travels."""
+    layers = [nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16, momentum=None), nn.Dropout()]
+    return nn.Sequential(*layers, nn.Linear(16, classes))
+
+
+def test_nothing_of_one_client_is_left_for_the_next_whatever_the_model():
+    task = Task.of(tiny("model.name=tests.clients.test_client_app:odd_model"))
+    model = task.pretrain(0, 0.0)
+    first = train(task, model, None)
+    train(task, model, None, client=1)
+    assert everything(train(task, model, None)) == everything(first)
 
 
 def test_growth_is_the_top_of_the_dense_gradient_among_pruned_weights():

@@ -131,6 +131,8 @@ def test_a_dense_gradient_costs_one_dense_pass_of_its_layers(cost):
     assert cost.dense_gradient_flops(7, ["fc.weight"]) == 7 * 1280
     assert cost.dense_gradient_flops(7, ["fc.weight", "conv.weight"]) == 7 * 3584
     assert cost.dense_gradient_flops(7, []) == 0
+    both = 2 * 7 * cost.forward_flops()
+    assert cost.growth_flops(7, ["fc.weight"]) == both + 7 * 1280
 
 
 # -- memory ---------------------------------------------------------------------------

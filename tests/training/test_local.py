@@ -124,3 +124,51 @@ def test_regression_reports_r_squared():
     result = local.evaluate(model, data)
     assert result.loss == pytest.approx(0.0, abs=1e-9)
     assert result.accuracy == pytest.approx(1.0)
+
+
+def test_training_reports_r_squared_of_a_regression():
+    x = np.linspace(-1, 1, 50, dtype=np.float32)[:, None]
+    data = Dataset(x, (2 * x[:, 0]).astype(np.float32), 1)
+    settings = ClientConfig(lr=0.3, local_epochs=20, batch_size=10)
+    trained = local.train(nn.Sequential(nn.Linear(1, 1)), data, settings, rng=rng())
+    assert trained.accuracy == pytest.approx(1 - trained.loss / np.var(data.y), rel=1e-4)
+    assert trained.accuracy > 0.99
+
+
+def test_dropout_depends_on_the_stream_alone_and_leaves_torchs_generator(data):
+    def trained(before: int) -> torch.Tensor:
+        model = nn.Sequential(net(), nn.Dropout(0.5))
+        torch.manual_seed(before)
+        drawn = torch.get_rng_state()
+        local.train(model, data, ClientConfig(), rng=rng())
+        assert torch.equal(torch.get_rng_state(), drawn)
+        return model[0][0].weight.detach()
+
+    assert torch.equal(trained(1), trained(2))
+
+
+def test_batches_of_one_and_batchnorm_are_refused_with_the_remedy(data):
+    with pytest.raises(TrainingError, match=r"raise client\.batch_size"):
+        local.train(net(), data, ClientConfig(batch_size=1), rng=rng())
+    local.train(nn.Sequential(nn.Linear(6, 2)), data, ClientConfig(batch_size=1), rng=rng())
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "adam"}])
+def test_a_parameter_that_no_gradient_reaches_stays_as_it_is(data, settings):
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    model = Idle()
+    mask = Mask.full({"used.weight": (2, 6), "idle.weight": (2, 6)})
+    before = model.idle.weight.detach().clone()
+    trained = local.train(
+        model, data, ClientConfig(**settings), rng=rng(), mask=mask, proximal_mu=0.1
+    )
+    assert torch.equal(model.idle.weight, before)
+    for values in local.optimizer_slots(trained.optimizer, model).values():
+        assert list(values) == [name for name, _ in model.named_parameters()]
