@@ -12,10 +12,10 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedsparse.config import Config
-from fedsparse.errors import ConfigError
+from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress, Silent
-from strategies import foreign
+from strategies import foreign, server_app
 from strategies.execute import execute
 from strategies.task import Task
 
@@ -45,11 +45,17 @@ def run_experiment(
 def resume_experiment(path: Path, *, progress: Progress | None = None) -> Summary:
     """Continue an interrupted run to the same bits as one that was never interrupted.
 
-    A finished run is left as it is and its summary returned.
+    A finished run is left as it is and its summary returned. Raises RunFolderError for an
+    unfinished one that Flower carries: its clients are not ours to simulate.
     """
     folder = RunFolder.open(path)
     if folder.finished:
         return folder.summary()
+    if folder.command == server_app.COMMAND:
+        raise RunFolderError(
+            f"'{path}' is a run of `{server_app.COMMAND}`; to go on, set FEDSPARSE_OUT to "
+            f"'{path.absolute()}' and start it the same way again"
+        )
     with folder.lock():
         task = Task.of(folder.config)
         return _drive(task, foreign.make(task), folder, progress or Silent())

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fedsparse.errors import GridError
 from simulations import flower_internals as internals
+from simulations.states import ClientStates
 
 FIRST_NODE = 1000
 """Node id of client 0; node ids are addresses and mean nothing else."""
@@ -89,6 +90,9 @@ class InlineExecutor:
     one that ends its process ends the run.
     """
 
+    one_by_one = True
+    """A client without a result was not handed its message."""
+
     def __init__(self, client_app: ClientApp | str) -> None:
         self.app = internals.load_app(client_app) if isinstance(client_app, str) else client_app
 
@@ -112,6 +116,8 @@ class CohortGrid(Grid):
 
     progress: Callable[[int, int], None] | None = None
     """Called with (replies so far, messages sent) as replies arrive."""
+    reached: set[str] | None = None
+    """Ids of the messages that clients were handed, of those sent last; None for all."""
 
     def __init__(
         self,
@@ -131,7 +137,7 @@ class CohortGrid(Grid):
         self.executor = executor
         self.run_config = dict(run_config or {})
         self.run_id = uuid.uuid4().int % 2**63
-        self._states: dict[int, dict[str, Any]] = {}
+        self._states = ClientStates()
         self._replies: dict[str, Message] = {}
         self._run: Any = None
         internals.become_server(self.run_id)
@@ -207,9 +213,11 @@ class CohortGrid(Grid):
             left = None if end is None else end - time.monotonic()
             for result in self.executor.run(tasks, left):
                 done.append(result)
-                self._keep(result)
+                self._states.keep(result.client, result.state)
                 if self.progress is not None:
                     self.progress(len(done), len(sent))
+        if getattr(self.executor, "one_by_one", False):
+            self.reached = {result.reply.metadata.reply_to_message_id for result in done}
         done.sort(key=lambda result: result.client)
         return [result.reply for result in done]
 
@@ -228,13 +236,6 @@ class CohortGrid(Grid):
     def _task(self, client: int, message: Message) -> Task:
         return Task(client, self.clients, message, self._states.get(client), self.run_config)
 
-    def _keep(self, result: TaskResult) -> None:
-        """Hold a client's state until its next message; an empty one isn't held."""
-        if result.state:
-            self._states[result.client] = result.state
-        else:
-            self._states.pop(result.client, None)
-
     # -- clients' state, and the end --------------------------------------------------
 
     def states(self) -> dict[int, dict[str, Any]]:
@@ -242,11 +243,11 @@ class CohortGrid(Grid):
 
         The form is that of `plain_state`: nested dicts of bytes, lists and plain values.
         """
-        return dict(sorted(self._states.items()))
+        return self._states.all()
 
     def load_states(self, states: Mapping[int, dict[str, Any]]) -> None:
         """Replace every client's state by what `states` returned earlier."""
-        self._states = dict(states)
+        self._states.load(states)
 
     def close(self) -> None:
         """Stop the workers."""

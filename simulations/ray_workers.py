@@ -64,9 +64,10 @@ class _Worker:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
 
-    def answer(self, parcels: list[_Parcel], models: list[Any]) -> Iterator[TaskResult]:
+    def answer(self, parcels: list[_Parcel], models: dict[int, Any]) -> Iterator[TaskResult]:
         """Yield each client's result; every model is fetched from the store once."""
-        held: list[ArrayRecord] = ray.get(models)
+        fetched: list[ArrayRecord] = ray.get(list(models.values()))
+        held = dict(zip(models, fetched, strict=True))
         for parcel in parcels:
             arrays = {name: held[number] for name, number in parcel.models.items()}
             message = internals.message_of(parcel.metadata, {**parcel.records, **arrays})
@@ -122,7 +123,8 @@ class RayExecutor:
             while batches and idle:
                 batch, number = batches.popleft(), idle.popleft()
                 answer = self.actors[number].answer.options(num_returns="streaming")
-                calls[answer.remote(batch, models)] = _Call(number, deque(batch))
+                call = _Call(number, deque(batch))
+                calls[answer.remote(batch, _named(batch, models))] = call
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=_left(end))
             if not ready:
                 for call in calls.values():
@@ -169,6 +171,12 @@ def _chunks(parcels: list[_Parcel], workers: int) -> list[list[_Parcel]]:
     ends = [number * size + min(number, over) for number in range(workers + 1)]
     chunks = [parcels[a:b] for a, b in pairwise(ends)]
     return [chunk for chunk in chunks if chunk]
+
+
+def _named(batch: Sequence[_Parcel], models: Sequence[Any]) -> dict[int, Any]:
+    """Return the models that a batch names, by number: its worker fetches no others."""
+    numbers = {number for parcel in batch for number in parcel.models.values()}
+    return {number: models[number] for number in sorted(numbers)}
 
 
 def _report(task: Task, error: RayError) -> TaskResult:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsparse import messages, seeds, wire
@@ -33,20 +33,23 @@ class Directory:
         """Ask every node who it is, and wait at most `timeout` seconds for all.
 
         A grid that knows its clients (`clients_by_node`) isn't asked. Raises GridError
-        when fewer than `clients` nodes answer in time.
+        with the partition ids that are missing when not all are there in time.
         """
         known: Mapping[int, int] | None = getattr(grid, "clients_by_node", None)
         found = dict(known) if known is not None else _ask(grid, clients, timeout)
-        if len(set(found.values())) < clients:
+        missing = sorted(set(range(clients)) - set(found.values()))
+        if missing:
+            named = ", ".join(map(str, missing[:10])) + (", ..." if missing[10:] else "")
             raise GridError(
-                f"{len(set(found.values()))} of {clients} clients are connected after "
-                f"{timeout:.0f} s; start more nodes, or lower fleet.clients"
+                f"{clients - len(missing)} of {clients} clients are connected after "
+                f"{timeout:.0f} s, without partition-id {named}; start a node for each, "
+                "or lower fleet.clients"
             )
         return cls({client: node for node, client in found.items()}, found)
 
 
 def _ask(grid: Grid, clients: int, timeout: float) -> dict[int, int]:
-    """Return node id to partition id of every node that answers."""
+    """Return node id to partition id of every node that answers with one of this run."""
     found: dict[int, int] = {}
     deadline = time.monotonic() + timeout
     while True:
@@ -54,12 +57,21 @@ def _ask(grid: Grid, clients: int, timeout: float) -> dict[int, int]:
         asked = [Message(RecordDict(), node, messages.IDENTIFY) for node in new]
         left = max(1.0, deadline - time.monotonic())
         for reply in grid.send_and_receive(messages=asked, timeout=left) if asked else []:
-            if not reply.has_error():
-                value = reply.content.metric_records[messages.METRICS][messages.CLIENT_KEY]
-                found[reply.metadata.src_node_id] = int(value)  # type: ignore[arg-type]
-        if len(found) >= clients or time.monotonic() > deadline:
+            client = _told(reply)
+            if client is not None and 0 <= client < clients:
+                found[reply.metadata.src_node_id] = client
+        if len(set(found.values())) == clients or time.monotonic() > deadline:
             return found
         time.sleep(POLL_SECONDS)
+
+
+def _told(reply: Message) -> int | None:
+    """Return the partition id that a reply tells, None when it tells none."""
+    if not reply.has_content():
+        return None
+    record = reply.content.metric_records.get(messages.METRICS, MetricRecord())
+    value = record.get(messages.CLIENT_KEY)
+    return value if isinstance(value, int) else None
 
 
 def cohort(fleet: FleetConfig, seed: int, round_number: int) -> list[int]:
@@ -113,9 +125,11 @@ class MeteredGrid(Grid):
         if not sent:
             return []
         client_of = self.directory.client_of
-        for message in sent:
-            _count(self._traffic.down, client_of[message.metadata.dst_node_id], message)
         replies = list(self.inner.send_and_receive(messages=sent, timeout=timeout))
+        reached: set[str] | None = getattr(self.inner, "reached", None)
+        for message in sent:
+            if reached is None or message.metadata.message_id in reached:
+                _count(self._traffic.down, client_of[message.metadata.dst_node_id], message)
         replies.sort(key=lambda reply: client_of[reply.metadata.src_node_id])
         for reply in replies:
             _count(self._traffic.up, client_of[reply.metadata.src_node_id], reply)

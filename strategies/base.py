@@ -19,9 +19,10 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsparse import messages, wire
 from fedsparse.config import StrategySettings
-from fedsparse.errors import FedSparseError, TooFewRepliesError, WireError
+from fedsparse.errors import FedSparseError, TooFewRepliesError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State
+from strategies import metrics
 from strategies.addressing import Directory, MeteredGrid, cohort
 from strategies.held import HeldMasks
 from strategies.task import Task
@@ -133,6 +134,11 @@ class SparseStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Learn from the replies; return the model as Flower's own loop hands it on."""
+        learnt = self.learn(server_round, replies)
+        return self.arrays(), learnt
+
+    def learn(self, server_round: int, replies: Iterable[Message]) -> MetricRecord:
         """Decode the replies that can be trusted and let the method aggregate them.
 
         Raises TooFewRepliesError when fewer than `fleet.min_replies` of the cohort are
@@ -143,8 +149,8 @@ class SparseStrategy(Strategy):
         require_replies(len(good), asked, self.task.config.fleet.min_replies, self.failures)
         self.held.replied(self.mask, self.asked_to_train, [reply.client for reply in good])
         self.aggregate(server_round, good)
-        loss = sum(r.loss * r.examples for r in good) / sum(r.examples for r in good)
-        return self.arrays(), MetricRecord({"loss": loss, "clients": len(good)})
+        loss = average([r.loss for r in good], [r.examples for r in good])
+        return MetricRecord({"loss": loss, "clients": len(good)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -157,16 +163,18 @@ class SparseStrategy(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Return the mean accuracy and loss over clients, weighted by their samples."""
-        metrics = [r.content.metric_records[messages.METRICS] for r in replies if r.has_content()]
-        weights = [float(m[messages.EXAMPLES_KEY]) for m in metrics]  # type: ignore[arg-type]
-        if not sum(weights):
+        """Return the mean accuracy and loss over clients, weighted by their samples.
+
+        None when no reply can be trusted.
+        """
+        good = self._trusted(
+            replies, lambda _, message: metrics.read(message, "examples", "loss", "accuracy")
+        )
+        if not good:
             return None
+        samples = [told["examples"] for told in good]
         return MetricRecord(
-            {
-                key: float(np.average([float(m[key]) for m in metrics], weights=weights))  # type: ignore[arg-type]
-                for key in ("accuracy", "loss")
-            }
+            {key: average([told[key] for told in good], samples) for key in ("accuracy", "loss")}
         )
 
     def summary(self) -> None:
@@ -216,7 +224,9 @@ class SparseStrategy(Strategy):
         asked = self.ask(clients, kind, plan, arrays)
         good = self._trusted(
             grid.send_and_receive(asked, timeout=config.engine.timeout),
-            lambda client, message: Answer(client, examples_of(message), read(message)),
+            lambda client, message: Answer(
+                client, metrics.read(message, "examples")["examples"], read(message)
+            ),
         )
         require_replies(len(good), len(clients), config.fleet.min_replies, self.failures)
         return good
@@ -226,11 +236,16 @@ class SparseStrategy(Strategy):
         return self._trusted(replies, self._read)
 
     def _trusted(self, replies: Iterable[Message], read: Callable[[int, Message], T]) -> list[T]:
+        """Read replies, each client's first alone; what is wrong with one is its failure."""
         assert self.directory is not None
         self.failures = {}
         good = []
+        seen: set[int] = set()
         for message in replies:
             client = self.directory.client_of[message.metadata.src_node_id]
+            if client in seen:
+                continue
+            seen.add(client)
             if message.has_error():
                 self.failures[client] = one_line(message.error.reason)
                 continue
@@ -245,24 +260,15 @@ class SparseStrategy(Strategy):
     def _read(self, client: int, message: Message) -> Reply:
         payload = wire.unpack(message.content.array_records[messages.ARRAYS])
         kept = wire.decode_kept(payload, self.task.schema, self.mask)
-        examples, loss = examples_of(message), loss_of(message)
-        return Reply(client, examples, kept, loss, message, self.read_extra(message), self.mask)
+        told = metrics.read(message, "examples", "loss")
+        extra = self.read_extra(message)
+        return Reply(client, told["examples"], kept, told["loss"], message, extra, self.mask)
 
 
-def examples_of(message: Message) -> int:
-    """Return a reply's sample count; raises WireError when it is not a positive integer."""
-    value = message.content.metric_records[messages.METRICS][messages.EXAMPLES_KEY]
-    if not isinstance(value, int) or value <= 0:
-        raise WireError(f"the reply counts {value!r} samples; it must be a positive integer")
-    return value
-
-
-def loss_of(message: Message) -> float:
-    """Return a reply's training loss; raises WireError when it is not a finite number."""
-    value = message.content.metric_records[messages.METRICS]["loss"]
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise WireError(f"the reply's loss is {value!r}; it must be a finite number")
-    return float(value)
+def average(values: Sequence[float], weights: Sequence[int]) -> float:
+    """Return sum_k p_k v_k with p_k = w_k / sum w; finite values have a finite mean."""
+    total = sum(weights)
+    return sum(value * (weight / total) for value, weight in zip(values, weights, strict=True))
 
 
 def weighted_mean(replies: Sequence[Reply]) -> State:

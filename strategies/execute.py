@@ -42,10 +42,12 @@ def execute(
 def summarise(config: Config, folder: RunFolder) -> dict[str, object]:
     """Return the run's headline figures, summed over its rounds.
 
+    Bytes are those of the clients' last test, too, which belongs to no round.
     Simulated time and energy need a device model; they are null without one.
     """
     rows = folder.metrics()
     last = rows[-1]
+    sent = [*rows, *(row for row in folder.clients() if row["kind"] == "evaluate")]
     return {
         "strategy": config.strategy["name"],
         "model": config.model.name,
@@ -56,8 +58,8 @@ def summarise(config: Config, folder: RunFolder) -> dict[str, object]:
         "accuracy": last["accuracy"],
         "loss": last["loss"],
         "density": last["density"],
-        "bytes_up": sum(row["bytes_up"] for row in rows),
-        "bytes_down": sum(row["bytes_down"] for row in rows),
+        "bytes_up": sum(row["bytes_up"] for row in sent),
+        "bytes_down": sum(row["bytes_down"] for row in sent),
         "train_flops": sum(row["train_flops"] for row in rows),
         "peak_client_memory_bytes": max(row["peak_client_memory_bytes"] for row in rows),
         "wall_seconds": sum(row["seconds"] for row in rows),

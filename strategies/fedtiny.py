@@ -7,6 +7,7 @@ mask adjusted by the largest gradients that clients find among its pruned weight
 (progressive pruning). No client ever holds a dense model or a dense gradient.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from fedsparse.sparsity import (
     top_mask,
 )
 from fedsparse.training import batchnorm, local
+from strategies import metrics
 from strategies.addressing import MeteredGrid, cohort
 from strategies.base import Answer, Reply, SparseStrategy, weighted_mean
 from strategies.task import Task, masked
@@ -157,14 +159,17 @@ class FedTiny(SparseStrategy):
     def cheapest(self, answers: Sequence[Answer[list[float]]]) -> int:
         """argmin_c sum_k p_k loss_ck; p_k by samples, or uniform as the public code does.
 
-        A candidate with a loss that is not finite loses to all others.
+        A candidate with a loss that is not finite loses to all others; where each has one,
+        the least weight of those decides.
         """
         losses = np.array([answer.value for answer in answers], np.float64)
-        losses[~np.isfinite(losses)] = np.inf
         weights = np.array([answer.examples for answer in answers], np.float64)
         if self.settings.loss_weights == "uniform":
             weights[:] = 1.0
-        return int(np.argmin(weights @ losses))
+        finite = np.isfinite(losses)
+        share = weights / weights.sum()
+        order = np.lexsort((share @ np.where(finite, losses, 0.0), share @ ~finite))
+        return int(order[0])
 
     # -- every round: progressive pruning ---------------------------------------------
 
@@ -223,13 +228,25 @@ class FedTiny(SparseStrategy):
             self.reestimate_batchnorm()
 
     def read_extra(self, message: Message) -> State:
-        """Decode the top pruned gradients of a reply, where this round asked for them."""
+        """Decode the top pruned gradients of a reply, where this round asked for them.
+
+        Raises WireError for more of a layer than were asked for, or any of a kept weight.
+        """
         counts = self.asked
         if not counts:
             return {}
+        assert self.mask is not None
         schema = wire.Schema(tuple(item for item in self.task.shapes.items() if item[0] in counts))
         payload = wire.unpack(message.content.array_records[messages.GROWTH])
-        return wire.decode(payload, schema).state
+        gradients = wire.decode(payload, schema).state
+        for name, gradient in gradients.items():
+            found = np.count_nonzero(gradient)
+            if found > counts[name]:
+                asked = f"{counts[name]} were asked for"
+                raise WireError(f"the reply holds {found} gradients of '{name}'; {asked}")
+            if gradient[self.mask[name]].any():
+                raise WireError(f"the reply holds gradients of weights that '{name}' keeps")
+        return gradients
 
     def mean_gradients(
         self, counts: Mapping[str, int], replies: Sequence[Reply]
@@ -267,8 +284,15 @@ class FedTiny(SparseStrategy):
 
 
 def candidate_losses(reply: Message, count: int) -> list[float]:
-    """Return one client's losses; raises WireError unless there is one a candidate."""
+    """Return one client's losses, infinite where they are no finite numbers.
+
+    Raises WireError unless there is one a candidate, and a finite one among them.
+    """
     losses = reply.content.metric_records[messages.METRICS]["losses"]
     if not isinstance(losses, list) or len(losses) != count:
-        raise WireError(f"the reply's losses are {losses!r}; there are {count} candidates")
-    return [float(loss) for loss in losses]
+        told = len(losses) if isinstance(losses, list) else "no list of"
+        raise WireError(f"the reply holds {told} losses; there are {count} candidates")
+    fits = metrics.FIGURES["loss"].fits
+    if not any(fits(loss) for loss in losses):
+        raise WireError("the reply holds no finite loss of any candidate")
+    return [float(loss) if fits(loss) else math.inf for loss in losses]

@@ -1,25 +1,31 @@
 """Strategies that are not ours: plain arrays, no mask, and a state that we can store.
 
 A Flower strategy keeps what it learns (FedAdam's moments, say) in its attributes; those
-that are arrays or plain values are what a checkpoint holds.
+that a checkpoint can hold are in it, and others are named by `lost`.
 """
 
+import functools
 import inspect
+import logging
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedsparse import models, registry, wire
 from fedsparse.config import StrategySettings
-from fedsparse.errors import ConfigError, ModelError
+from fedsparse.errors import ConfigError, ModelError, RunFolderError
+from fedsparse.runs import tree
 from fedsparse.sparsity import State
 from strategies.base import SparseStrategy
 from strategies.task import Task
 
 WRAPPED = "wrapped strategy"
 """Key of the attributes of a strategy that another one, such as a privacy wrapper, holds."""
+
+ARRAYS = "array record"
+"""Key of the arrays of an attribute that is an `ArrayRecord`."""
 
 
 def make(task: Task) -> Strategy:
@@ -90,17 +96,9 @@ def state_of(arrays: ArrayRecord, schema: wire.Schema) -> State:
     return {name: arrays[name].numpy().astype(np.float32) for name in schema.names}
 
 
-def metrics_of(reply: Message) -> dict[str, Any]:
-    """Return every metric of a reply in one mapping."""
-    return {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
-
-
 def state_dict(strategy: Strategy, arrays: ArrayRecord) -> dict[str, Any]:
-    """Return the model and the strategy's attributes that are arrays or plain values."""
-    return {
-        "arrays": {name: array.numpy() for name, array in arrays.items()},
-        "attributes": _attributes(strategy),
-    }
+    """Return the model and the strategy's attributes that a checkpoint can hold."""
+    return {"arrays": _numpy(arrays), "attributes": _attributes(strategy)}
 
 
 def _attributes(strategy: Strategy) -> dict[str, Any]:
@@ -109,9 +107,26 @@ def _attributes(strategy: Strategy) -> dict[str, Any]:
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):
             found[name] = {WRAPPED: _attributes(value)}
+        elif isinstance(value, ArrayRecord):
+            found[name] = {ARRAYS: _numpy(value)}
         elif _storable(value):
             found[name] = value
     return found
+
+
+def lost(strategy: Strategy) -> list[str]:
+    """Return the attributes that may be state and that no checkpoint can hold."""
+    found: list[str] = []
+    for name, value in vars(strategy).items():
+        if isinstance(value, Strategy):
+            found += lost(value)
+        elif not (isinstance(value, ArrayRecord) or _storable(value) or _stateless(value)):
+            found.append(name)
+    return found
+
+
+def _numpy(arrays: ArrayRecord) -> State:
+    return {name: array.numpy() for name, array in arrays.items()}
 
 
 def load_state_dict(strategy: Strategy, saved: dict[str, Any]) -> ArrayRecord:
@@ -120,17 +135,32 @@ def load_state_dict(strategy: Strategy, saved: dict[str, Any]) -> ArrayRecord:
     return plain_arrays(saved["arrays"])
 
 
-def _load_attributes(strategy: Strategy, attributes: dict[str, Any]) -> None:
+def _load_attributes(strategy: Any, attributes: dict[str, Any]) -> None:
     for name, value in attributes.items():
+        held = getattr(strategy, name, None)
         if isinstance(value, dict) and list(value) == [WRAPPED]:
-            _load_attributes(getattr(strategy, name), value[WRAPPED])
+            _load_attributes(held, value[WRAPPED])
+        elif isinstance(value, dict) and list(value) == [ARRAYS]:
+            setattr(strategy, name, plain_arrays(value[ARRAYS]))
+        elif isinstance(held, dict) and type(held) is not dict:  # a defaultdict has a factory
+            held.clear()
+            held.update(value)
         else:
             setattr(strategy, name, value)
 
 
 def _storable(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _storable(v) for k, v in value.items())
-    if isinstance(value, list):
-        return all(_storable(v) for v in value)
-    return isinstance(value, bool | int | float | str | np.ndarray) or value is None
+    try:
+        tree.encode(value, tree.Tensors())
+    except (RunFolderError, RecursionError):
+        return False
+    return True
+
+
+def _stateless(value: Any) -> bool:
+    return (
+        inspect.isroutine(value)
+        or inspect.isclass(value)
+        or inspect.ismodule(value)
+        or isinstance(value, functools.partial | logging.Logger)
+    )

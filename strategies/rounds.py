@@ -1,7 +1,7 @@
 """The round loop: the same over any grid, for any Flower strategy.
 
-It calls Flower's public seams (`configure_train`, `aggregate_train`, ...) and adds what
-Flower's own loop lacks: rounds numbered from a checkpoint, bytes counted, a row of
+It calls Flower's public seams (`configure_train`, `aggregate_train`, ...), of ours `learn`,
+and adds what Flower's own loop lacks: rounds numbered from a checkpoint, bytes counted, a row of
 figures a round, checkpoints, progress, and a run that stops with a clear error.
 """
 
@@ -16,13 +16,14 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsparse import messages
 from fedsparse.config import Config
+from fedsparse.errors import TooFewRepliesError
 from fedsparse.messages import Plan
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress
 from fedsparse.sparsity import Mask, State
-from strategies import foreign
+from strategies import foreign, metrics
 from strategies.addressing import MeteredGrid, Traffic
-from strategies.base import SparseStrategy, one_line
+from strategies.base import SparseStrategy, average, one_line
 from strategies.task import Task
 
 Row = dict[str, Any]
@@ -45,6 +46,9 @@ class RoundLoop:
         self.folder = folder
         self.progress = progress
         self.arrays = ArrayRecord()
+        """The model of a strategy that is not ours; ours keep their own."""
+        self.lost: set[str] = set()
+        """Attributes of a strategy that is not ours of which the user knows that they are lost."""
 
     @property
     def config(self) -> Config:
@@ -80,7 +84,6 @@ class RoundLoop:
         started = time.perf_counter()
         if isinstance(self.strategy, SparseStrategy):
             self.strategy.prepare(self.grid)
-            self.arrays = self.strategy.arrays()
         else:
             self.arrays = foreign.initial_arrays(self.task)
         self.record(0, [], self.grid.read_traffic(), None, time.perf_counter() - started)
@@ -97,15 +100,27 @@ class RoundLoop:
             )
         )
         replies = self.grid.send_and_receive(asked, timeout=self.config.engine.timeout)
-        arrays, _ = self.strategy.aggregate_train(number, replies)
-        if arrays is not None:
-            self.arrays = arrays
         traffic = self.grid.read_traffic()
+        try:
+            self.aggregate(number, replies)
+        except TooFewRepliesError:
+            rows = self.client_rows(number, "train", asked, replies, traffic)
+            self.folder.append_clients(rows)
+            raise
         rows = self.client_rows(number, "train", asked, replies, traffic)
         self.folder.append_clients(rows)
         self.record(number, rows, traffic, before, time.perf_counter() - started)
         if number % self.config.run.checkpoint_every == 0 or number == self.config.run.rounds:
             self.checkpoint(number)
+
+    def aggregate(self, number: int, replies: Sequence[Message]) -> None:
+        """Let the strategy make the next model; ours aren't asked to pack it, no one reads that."""
+        if isinstance(self.strategy, SparseStrategy):
+            self.strategy.learn(number, replies)
+            return
+        arrays, _ = self.strategy.aggregate_train(number, replies)
+        if arrays is not None:
+            self.arrays = arrays
 
     def message_config(self, number: int) -> ConfigRecord:
         """Return the configuration that a strategy of another maker sends on."""
@@ -119,11 +134,12 @@ class RoundLoop:
             np.random.seed(seed)
 
     def last_test(self) -> None:
-        """Let clients test the final model on their own held-out samples, once."""
+        """Let clients test the final model on their own held-out samples, once.
+
+        Of rows that a kill cut off, those that are missing are added.
+        """
         fleet, number = self.config.fleet, self.config.run.rounds
         if not fleet.evaluate_clients or not self.config.data.client_test_fraction:
-            return
-        if any(row["kind"] == "evaluate" for row in self.folder.clients()):
             return
         self.seed_foreign(number)
         asked = list(
@@ -131,10 +147,14 @@ class RoundLoop:
                 number, self.arrays, self.message_config(number), self.grid
             )
         )
+        done = {row["client"] for row in self.folder.clients() if row["kind"] == "evaluate"}
+        if len(done) >= len(asked):
+            return
         replies = self.grid.send_and_receive(asked, timeout=self.config.engine.timeout)
         self.strategy.aggregate_evaluate(number, replies)
         traffic = self.grid.read_traffic()
-        self.folder.append_clients(self.client_rows(number, "evaluate", asked, replies, traffic))
+        rows = self.client_rows(number, "evaluate", asked, replies, traffic)
+        self.folder.append_clients([row for row in rows if row["client"] not in done])
 
     # -- what is written down ---------------------------------------------------------
 
@@ -146,16 +166,14 @@ class RoundLoop:
         tested = number % every == 0 or number == self.config.run.rounds
         test = self.task.evaluate(self.state) if tested else None
         good = [row for row in rows if row["status"] == "ok"]
-        examples = sum(row["examples"] or 0 for row in good)
+        told = [r for r in good if r["loss"] is not None and r["examples"]]
         mask = self.mask
         row = {
             "round": number,
             "accuracy": test.accuracy if test else None,
             "loss": test.loss if test else None,
             "train_loss": (
-                sum((r["loss"] or 0.0) * (r["examples"] or 0) for r in good) / examples
-                if examples
-                else None
+                average([r["loss"] for r in told], [r["examples"] for r in told]) if told else None
             ),
             "density": mask.density if mask else 1.0,
             "layer_density": (
@@ -184,13 +202,13 @@ class RoundLoop:
     ) -> list[Row]:
         """Return a row for each client that was asked, whether it replied or not."""
         client_of = self.grid.directory.client_of
-        by_client = {client_of[reply.metadata.src_node_id]: reply for reply in replies}
-        failures = getattr(self.strategy, "failures", {}) if kind == "train" else {}
+        first = {client_of[r.metadata.src_node_id]: r for r in reversed(replies)}
+        failures = self.strategy.failures if isinstance(self.strategy, SparseStrategy) else {}
         rows = []
         for client in sorted(client_of[message.metadata.dst_node_id] for message in asked):
-            reply = by_client.get(client)
+            reply = first.get(client)
             reason = failures.get(client) or _failure(reply)
-            metrics = {} if reason or reply is None else foreign.metrics_of(reply)
+            told = {} if reason or reply is None else metrics.fitting(reply)
             rows.append(
                 {
                     "round": number,
@@ -198,13 +216,13 @@ class RoundLoop:
                     "kind": kind,
                     "status": "failed" if reason else "ok",
                     "reason": reason,
-                    "examples": metrics.get(messages.EXAMPLES_KEY),
-                    "loss": metrics.get("loss"),
-                    "accuracy": metrics.get("accuracy"),
+                    "examples": told.get("examples"),
+                    "loss": told.get("loss"),
+                    "accuracy": told.get("accuracy"),
                     "bytes_up": traffic.up.get(client, 0),
                     "bytes_down": traffic.down.get(client, 0),
-                    "train_flops": metrics.get("train-flops"),
-                    "memory_bytes": metrics.get("memory-bytes"),
+                    "train_flops": told.get("train_flops"),
+                    "memory_bytes": told.get("memory_bytes"),
                 }
             )
         return rows
@@ -213,6 +231,7 @@ class RoundLoop:
 
     def checkpoint(self, number: int) -> None:
         """Write everything that the next round depends on."""
+        self.tell_lost()
         clients = getattr(self.grid.inner, "states", None)
         self.folder.save_checkpoint(
             number,
@@ -226,6 +245,18 @@ class RoundLoop:
             },
         )
 
+    def tell_lost(self) -> None:
+        """Say once what of a strategy that is not ours no checkpoint can hold."""
+        if isinstance(self.strategy, SparseStrategy):
+            return
+        new = [name for name in foreign.lost(self.strategy) if name not in self.lost]
+        if new:
+            self.lost.update(new)
+            self.progress.note(
+                f"{type(self.strategy).__name__}.{', '.join(new)}: no checkpoint can hold this; "
+                "a resumed run starts without it"
+            )
+
     def restore(self) -> int:
         """Load the newest checkpoint and return its round; -1 when there is none."""
         found = self.folder.latest_checkpoint()
@@ -236,7 +267,6 @@ class RoundLoop:
         self.folder.rewind(number)
         if isinstance(self.strategy, SparseStrategy):
             self.strategy.load_state_dict(tree["strategy"])
-            self.arrays = self.strategy.arrays()
         else:
             self.arrays = foreign.load_state_dict(self.strategy, tree["strategy"])
         if tree["clients"] and hasattr(self.grid.inner, "load_states"):

@@ -2,7 +2,7 @@
 
 The run's configuration comes from `[tool.flwr.app.config]` and `--run-config`, with the
 same keys as everywhere else; the run folder is `runs/flower-<run id>` where the app runs,
-or the folder that `FEDSPARSE_OUT` names.
+or the folder that `FEDSPARSE_OUT` names. An unfinished run in that folder goes on.
 """
 
 import os
@@ -13,25 +13,70 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsparse import config as configuration
+from fedsparse.config import Config
+from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Silent
 from strategies import foreign
 from strategies.execute import execute
 from strategies.task import Task
 
+COMMAND = "flwr run ."
+"""What the run folder of a run on Flower's nodes says that started it."""
+
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the configured experiment over Flower's grid."""
+    """Run, or go on with, the configured experiment over Flower's grid."""
     config = configuration.resolve(nested(context.run_config))
     out = Path(os.environ.get("FEDSPARSE_OUT", f"runs/flower-{context.run_id}"))
     task = Task.of(config)
     strategy = foreign.make(task)
-    folder = RunFolder.create(out, config, command="flwr run .")
+    folder = folder_of(out, config)
     with folder.lock():
         execute(task, strategy, grid, folder, Silent())
+
+
+def folder_of(out: Path, config: Config) -> RunFolder:
+    """Return a new run folder at `out`, or the unfinished run of the same configuration there.
+
+    Raises RunFolderError when the run there is finished or not Flower's, ConfigError when its
+    configuration is another one, or keeps state in clients, which begin anew.
+    """
+    if not (out / "run.json").exists():
+        return RunFolder.create(out, config, command=COMMAND)
+    folder = RunFolder.open(out)
+    if folder.finished:
+        raise RunFolderError(f"the run in '{out}' is finished; set FEDSPARSE_OUT to a new folder")
+    if folder.command != COMMAND:
+        raise RunFolderError(
+            f"'{out}' holds a run of '{folder.command}'; go on with `fedsparse resume {out}` "
+            "or set FEDSPARSE_OUT to a new folder"
+        )
+    if changed := _changed(folder.config, config):
+        raise ConfigError(
+            f"the run in '{out}' has another {', '.join(changed)}; give the same --run-config, "
+            "or set FEDSPARSE_OUT to a new folder"
+        )
+    if config.client.keep_optimizer:
+        raise ConfigError(
+            "client.keep_optimizer = true: Flower gives no access to its clients' state, so this "
+            "run cannot be resumed; set FEDSPARSE_OUT to a new folder"
+        )
+    return folder
+
+
+def _changed(old: Config, new: Config) -> list[str]:
+    """Return the keys in which two configurations differ."""
+    pairs = zip(old.model_dump().items(), new.model_dump().values(), strict=True)
+    return [
+        f"{section}.{key}"
+        for (section, before), after in pairs
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+    ]
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,11 @@ from fedsparse.config import Finite, StrategySettings
 from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State, mask_from_scores, static_mask
+from fedsparse.sparsity.criteria import NEEDS_DATA
 from fedsparse.training import local
 from strategies.addressing import MeteredGrid, cohort
 from strategies.base import SparseStrategy
 from strategies.task import Task, masked
-
-NEEDS_DATA = ("snip", "grasp", "fisher", "saliency")
 
 
 class StaticMaskSettings(StrategySettings):

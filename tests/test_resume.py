@@ -38,6 +38,12 @@ def run_and_kill(out: Path, seam: str, nth: int, *assignments: str) -> int:
     return subprocess.run(command, cwd=root, env=os.environ, timeout=120).returncode
 
 
+def totals(out: Path) -> dict:
+    """Return the summary of a run without what differs from one run to the next."""
+    summary = RunFolder.open(out).summary()
+    return {k: v for k, v in summary.items() if k not in ("wall_seconds", "run")}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
@@ -63,20 +69,44 @@ def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path, seam, nth):
     assert model_bytes(out) == model_bytes(whole)
     assert (out / "mask.safetensors").read_bytes() == (whole / "mask.safetensors").read_bytes()
     assert rows(out) == rows(whole)
-    clients = RunFolder.open(out).clients()
-    assert len(clients) == len(RunFolder.open(whole).clients())
+    assert RunFolder.open(out).clients() == RunFolder.open(whole).clients()
+    assert totals(out) == totals(whole)
 
 
-def test_optimizer_state_of_clients_survives(tmp_path):
-    kept = ("client.keep_optimizer=true",)
-    run(tmp_path / "whole", *kept)
+KEPT = "client.keep_optimizer=true"
+MOMENTUM = "strategy.server_momentum=0.9"
+PART = ("fleet.clients=6", "fleet.clients_per_round=3", "run.rounds=4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "state"),
+    [((), KEPT), (PART, KEPT), ((*PART, KEPT, "strategy.name=fedavg"), MOMENTUM)],
+    ids=["optimizer", "optimizer of a part", "optimizer of a part, and the server's momentum"],
+)
+def test_what_clients_and_server_keep_survives(tmp_path, settings, state):
+    run(tmp_path / "whole", *settings, state)
     out = tmp_path / "run"
-    assert run_and_kill(out, "append_metrics", 3, *kept) == -signal.SIGKILL
+    assert run_and_kill(out, "append_metrics", 4, *settings, state) == -signal.SIGKILL
     resume_experiment(out)
     assert model_bytes(out) == model_bytes(tmp_path / "whole")
-    plain = tmp_path / "plain"
-    run(plain)
-    assert model_bytes(plain) != model_bytes(out)
+    assert rows(out) == rows(tmp_path / "whole")
+    assert RunFolder.open(out).clients() == RunFolder.open(tmp_path / "whole").clients()
+    run(tmp_path / "without", *settings)
+    assert model_bytes(tmp_path / "without") != model_bytes(out)
+
+
+@pytest.mark.parametrize("left", [1, 3])
+def test_a_last_test_of_which_a_part_was_written_is_made_whole(whole, tmp_path, left):
+    """As a kill in the midst of the rows leaves it: the next one torn."""
+    out = tmp_path / "run"
+    assert run_and_kill(out, "finish", 1) == -signal.SIGKILL
+    path = out / "clients.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4 * 4
+    path.write_bytes(b"".join(lines[: 3 * 4 + left]) + lines[-1][:20])
+    resume_experiment(out)
+    assert RunFolder.open(out).clients() == RunFolder.open(whole).clients()
+    assert totals(out) == totals(whole)
 
 
 def test_resuming_a_finished_run_changes_nothing(whole):

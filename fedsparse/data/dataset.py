@@ -1,6 +1,6 @@
 """Datasets in memory: samples, labels, and how they are dealt to clients."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,6 @@ class FederatedData:
     partition: list[Indices]
     client_test_fraction: float
     seed: int
-    _cache: dict[int, ClientData] = field(default_factory=dict, repr=False)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -77,15 +76,13 @@ class FederatedData:
         return len(self.partition)
 
     def client(self, client: int) -> ClientData:
-        """Return one client's samples, split into training and test by the run's seed."""
+        """Return one client's samples, split into training and test by the run's seed.
+
+        At least one is left to train on. They are copied out at each call, and not kept: a
+        worker that serves all clients would end with the data set twice.
+        """
         if not 0 <= client < self.clients:
             raise DataError(f"there is no client {client}; the run has {self.clients}")
-        if client not in self._cache:
-            self._cache[client] = self._split(client)
-        return self._cache[client]
-
-    def _split(self, client: int) -> ClientData:
-        """Hold out a fraction for testing; at least one sample is left to train on."""
         own = self.partition[client]
         rng = seeds.stream(self.seed, 0, client, "split")
         held = min(round(self.client_test_fraction * len(own)), len(own) - 1)

@@ -4,6 +4,7 @@ Each returns one array of positions a client; together they hold every position 
 """
 
 from collections.abc import Sequence
+from heapq import heapify, heapreplace
 from typing import Any
 
 import numpy as np
@@ -29,18 +30,31 @@ def dirichlet(
     lack some take random ones from the largest.
     """
     for _ in range(REDRAWS):
-        parts: list[list[Indices]] = [[] for _ in range(clients)]
-        for label in np.unique(labels):
-            own = rng.permutation(np.flatnonzero(labels == label))
-            share = rng.dirichlet(np.full(clients, alpha))
-            share = np.nan_to_num(share, nan=1.0 / clients)
-            cuts = np.rint(np.cumsum(share)[:-1] * len(own)).astype(int)
-            for part, piece in zip(parts, np.split(own, cuts), strict=True):
-                part.append(piece)
-        dealt = [np.concatenate(part) for part in parts]
-        if min(map(len, dealt)) >= least:
+        positions, owners = _drawn(labels, clients, alpha, rng)
+        sizes = np.bincount(owners, minlength=clients)
+        if sizes.min() >= least:
             break
-    return _sorted(_levelled(dealt, least, rng))
+    grouped = positions[np.argsort(owners, kind="stable")]
+    return _sorted(_levelled(np.split(grouped, np.cumsum(sizes)[:-1]), least, rng))
+
+
+def _drawn(
+    labels: NDArray[Any], clients: int, alpha: float, rng: np.random.Generator
+) -> tuple[Indices, Indices]:
+    """Return all positions, class by class, and the client that each one falls to."""
+    positions, owners = [], []
+    for label in np.unique(labels):
+        own = rng.permutation(np.flatnonzero(labels == label))
+        cuts = _cuts(len(own), clients, alpha, rng)
+        positions.append(own)
+        owners.append(np.searchsorted(cuts, np.arange(len(own)), side="right"))
+    return np.concatenate(positions), np.concatenate(owners)
+
+
+def _cuts(samples: int, clients: int, alpha: float, rng: np.random.Generator) -> Indices:
+    """Return where one client's share ends and the next begins, by Dirichlet(alpha)."""
+    share = np.nan_to_num(rng.dirichlet(np.full(clients, alpha)), nan=1.0 / clients)
+    return np.rint(np.cumsum(share)[:-1] * samples).astype(np.int64)
 
 
 def shards(
@@ -62,9 +76,8 @@ def quantity(
     samples: int, clients: int, alpha: float, least: int, rng: np.random.Generator
 ) -> list[Indices]:
     """IID in classes, unlike in size: sizes are Dirichlet(alpha), each at least `least`."""
-    share = np.nan_to_num(rng.dirichlet(np.full(clients, alpha)), nan=1.0 / clients)
-    cuts = np.rint(np.cumsum(share)[:-1] * samples).astype(int)
-    return _sorted(_levelled(list(np.split(rng.permutation(samples), cuts)), least, rng))
+    cuts = _cuts(samples, clients, alpha, rng)
+    return _sorted(_levelled(np.split(rng.permutation(samples), cuts), least, rng))
 
 
 def natural(column: NDArray[Any] | None, clients: int) -> list[Indices]:
@@ -83,21 +96,27 @@ def natural(column: NDArray[Any] | None, clients: int) -> list[Indices]:
 
 
 def _levelled(parts: Sequence[Indices], least: int, rng: np.random.Generator) -> list[Indices]:
-    """Move random samples from the largest clients to those below the minimum."""
-    dealt = [np.asarray(part) for part in parts]
+    """Move random samples from the largest clients to those below the minimum.
+
+    Whoever has more than the minimum is in a heap by size, the first of equals on top.
+    """
+    dealt = list(parts)
     samples = sum(map(len, dealt))
     if samples < least * len(dealt):
         raise DataError(
             f"{samples} samples do not give {len(dealt)} clients {least} each; lower fleet.clients "
             "or data.min_per_client"
         )
+    largest = [(-len(part), client) for client, part in enumerate(dealt) if len(part) > least]
+    heapify(largest)
     for poor in range(len(dealt)):
-        while len(dealt[poor]) < least:
-            rich = int(np.argmax([len(part) for part in dealt]))
-            take = max(1, min(least - len(dealt[poor]), len(dealt[rich]) - least))
+        while (lacking := least - len(dealt[poor])) > 0:
+            rich = largest[0][1]
+            take = min(lacking, len(dealt[rich]) - least)
             mixed = rng.permutation(dealt[rich])
             dealt[poor] = np.concatenate([dealt[poor], mixed[:take]])
             dealt[rich] = mixed[take:]
+            heapreplace(largest, (-len(dealt[rich]), rich))
     return dealt
 
 

@@ -61,9 +61,15 @@ def blocks(model: nn.Module, names: Sequence[str], count: int = 5) -> list[list[
     """Group prunable weights, in forward order, into at most `count` contiguous blocks.
 
     A model that says `block_prefixes` (ResNet: its stages) is cut there; any other into
-    runs of equal numbers of layers.
+    runs of equal numbers of layers. Raises ModelError for a weight that no prefix is of.
     """
     prefixes: Sequence[Sequence[str]] = getattr(model, "block_prefixes", ())
+    every = tuple(prefix for group in prefixes for prefix in group)
+    outside = [name for name in names if prefixes and not name.startswith(every)]
+    if outside:
+        raise ModelError(
+            f"'{outside[0]}' is in none of the model's blocks; add its prefix to block_prefixes"
+        )
     if prefixes and len(prefixes) <= count:
         grouped = [[n for n in names if n.startswith(tuple(group))] for group in prefixes]
         return [group for group in grouped if group]

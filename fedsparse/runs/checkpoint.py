@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 
 from fedsparse.errors import RunFolderError
 from fedsparse.runs import tree as trees
-from fedsparse.runs.atomic import write_file
+from fedsparse.runs.atomic import sync_folder, write_file
 
 _VERSION = 1
 
@@ -27,13 +28,14 @@ def save(folder: Path, round_number: int, tree: Mapping[str, Any], *, keep: int)
 
     Raises RunFolderError for a value that cannot be stored, OSError from the disk.
     """
-    tensors: trees.Tensors = {}
+    tensors = trees.Tensors()
     body = {"round": round_number, "tree": trees.encode(tree, tensors)}
     content = safetensors.numpy.save(tensors)
     digest = hashlib.sha256(content).hexdigest()
     tensor_file = f"{round_number:06d}-{digest[:16]}.safetensors"
     body |= {"version": _VERSION, "tensors": tensor_file, "sha256": digest}
     folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
     write_file(folder / tensor_file, content)
     write_file(_commit(folder, round_number), _seal(body))
     kept = rounds(folder)[-keep:] if keep else rounds(folder)
@@ -84,12 +86,20 @@ def latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def remove(folder: Path, which: list[int]) -> None:
-    """Remove checkpoints, and every tensor file that no checkpoint is about."""
+    """Remove checkpoints, and every tensor file that no checkpoint is about.
+
+    A checkpoint is read only where its round has several tensor files: with many clients
+    that takes as long as writing it.
+    """
     for round_number in which:
         _commit(folder, round_number).unlink(missing_ok=True)
-    named = {_tensor_file(_commit(folder, r)) for r in rounds(folder)}
-    for path in folder.glob("*.safetensors"):
-        if path.name not in named:
+    commits = {
+        path: folder / f"{path.name.partition('-')[0]}.json"
+        for path in folder.glob("*.safetensors")
+    }
+    files = Counter(commits.values())
+    for path, commit in commits.items():
+        if not commit.exists() or (files[commit] > 1 and path.name != _tensor_file(commit)):
             path.unlink(missing_ok=True)
 
 

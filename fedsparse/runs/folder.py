@@ -174,7 +174,7 @@ class RunFolder:
             content = safetensors.numpy.save({k: _contiguous(v) for k, v in state.items()})
             write_file(self.path / "model.safetensors", content)
             if mask is not None:
-                mask.save(self.path / "mask.safetensors")
+                write_file(self.path / "mask.safetensors", mask.to_bytes())
             tables.write_parquet(self._clients_done, self.clients())
             self.write_json("summary.json", summary)
             self._clients.unlink(missing_ok=True)

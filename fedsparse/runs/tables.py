@@ -131,10 +131,10 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _column(pa: Any, values: list[Any], arrow_type: str | None) -> Any:
-    """Return an Arrow column; values of mixed kinds are kept as JSON text."""
+    """Return an Arrow column; values of mixed kinds, or too large, are kept as JSON text."""
     try:
         return pa.array(values, type=arrow_type and pa.type_for_alias(arrow_type))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
         return pa.array([None if v is None else to_json(v) for v in values], type=pa.string())
 
 

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from fedsparse.errors import RunFolderError
 
-Tensors = dict[str, NDArray[Any]]
+
+class Tensors(dict[str, NDArray[Any]]):
+    """Tensors by name, and the names of the bytes among them: what is there is not hashed again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[bytes, str] = {}
+
 
 _NATIVE = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 """Kinds and bytes of the numbers that safetensors holds."""
@@ -50,12 +57,17 @@ def encode(tree: Any, tensors: Tensors, where: str = "") -> Any:
 
 
 def decode(node: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
-    """Return what `encode` was given; arrays are writable copies.
+    """Return what `encode` was given; arrays are writable copies, equal bytes one object.
 
     Raises KeyError, TypeError or ValueError when the two do not fit each other.
     """
+    return _decode(node, tensors, {})
+
+
+def _decode(node: Any, tensors: Mapping[str, NDArray[Any]], read: dict[str, bytes]) -> Any:
+    """Decode; `read` holds the bytes that were met before, by name."""
     if isinstance(node, list):
-        return [decode(item, tensors) for item in node]
+        return [_decode(item, tensors, read) for item in node]
     if not isinstance(node, dict):
         return node
     value: Any
@@ -66,14 +78,16 @@ def decode(node: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
         case "$scalar":
             return _fetch(value, tensors)[()]
         case "$bytes":
-            return tensors[value].tobytes()
+            if value not in read:
+                read[value] = tensors[value].tobytes()
+            return read[value]
         case "$float":
             return float(value)
         case "$tuple":
-            return tuple(decode(item, tensors) for item in value)
+            return tuple(_decode(item, tensors, read) for item in value)
         case "$map":
-            return {decode(k, tensors): decode(v, tensors) for k, v in value}
-    return {key: decode(item, tensors) for key, item in node.items()}
+            return {_decode(k, tensors, read): _decode(v, tensors, read) for k, v in value}
+    return {key: _decode(item, tensors, read) for key, item in node.items()}
 
 
 def _encode_mapping(tree: Mapping[Any, Any], tensors: Tensors, where: str) -> Any:
@@ -101,8 +115,10 @@ def _store(array: NDArray[Any], tensors: Tensors, where: str) -> list[Any]:
 
 def _store_bytes(content: bytes, tensors: Tensors) -> str:
     """Add bytes under their digest: many clients keep the same, which is stored once."""
-    name = hashlib.blake2b(content, digest_size=16).hexdigest()
-    tensors[name] = np.frombuffer(content, np.uint8)
+    name = tensors.names.get(content)
+    if name is None:
+        name = tensors.names[content] = hashlib.blake2b(content, digest_size=16).hexdigest()
+        tensors[name] = np.frombuffer(content, np.uint8)
     return name
 
 

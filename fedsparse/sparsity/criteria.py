@@ -215,4 +215,4 @@ CRITERIA: Mapping[str, Criterion] = {
     "synflow": synflow,
     "fisher": fisher,
 }
-NEEDS_DATA = frozenset({"snip", "saliency", "grasp", "fisher"})
+NEEDS_DATA = ("snip", "grasp", "fisher", "saliency")

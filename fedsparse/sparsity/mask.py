@@ -183,17 +183,41 @@ class Mask:
             else:
                 tensor[~self[name]] = 0
 
-    def save(self, path: Path | str) -> None:
-        """Write the mask as safetensors, whole or not at all."""
-        path = Path(path)
+    def to_bytes(self) -> bytes:
+        """Return the mask as the content of a safetensors file; equal masks give equal bytes."""
         tensors = {name: np.array(bits) for name, bits in self.packed.items()}
         for name, shape in self.shapes.items():
             tensors[_SHAPE_PREFIX + name] = np.array(shape, np.int64)
         tensors[_DIGEST] = np.frombuffer(self.digest, np.uint8)
-        order = {"order": "\n".join(self.names)}
+        return save_tensors(tensors, metadata={"order": "\n".join(self.names)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Mask":
+        """Return the mask that `to_bytes` wrote; raises MaskError when it is no whole one."""
+        try:
+            tensors = load_tensors(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            digest = tensors.pop(_DIGEST).tobytes()
+            names = header["__metadata__"]["order"].split("\n") if tensors else []
+            shapes = {n: tuple(int(d) for d in tensors[_SHAPE_PREFIX + n]) for n in names}
+            mask = cls(shapes, {name: tensors[name] for name in names})
+        except KeyError as error:
+            raise MaskError(f"the mask lacks {error}") from None
+        except Exception as error:
+            raise MaskError(f"the mask cannot be read: {error}") from None
+        if mask.digest != digest:
+            raise MaskError("the mask is damaged: its bits do not match its digest")
+        return mask
+
+    def save(self, path: Path | str) -> None:
+        """Write the mask as safetensors, whole or not at all; it is on the disk afterwards."""
+        path = Path(path)
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         try:
-            temporary.write_bytes(save_tensors(tensors, metadata=order))
+            with temporary.open("wb") as file:
+                file.write(self.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -202,22 +226,11 @@ class Mask:
     def load(cls, path: Path | str) -> "Mask":
         """Read a mask that `save` wrote; raises MaskError when the file is no whole mask."""
         try:
-            content = Path(path).read_bytes()
-            tensors = load_tensors(content)
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            digest = tensors.pop(_DIGEST).tobytes()
-            names = header["__metadata__"]["order"].split("\n") if tensors else []
-            shapes = {n: tuple(int(d) for d in tensors[_SHAPE_PREFIX + n]) for n in names}
-            mask = cls(shapes, {name: tensors[name] for name in names})
+            return cls.from_bytes(Path(path).read_bytes())
         except FileNotFoundError:
             raise MaskError(f"no mask file '{path}'") from None
-        except KeyError as error:
-            raise MaskError(f"'{path}' is no mask file: it lacks {error}") from None
-        except Exception as error:
+        except (MaskError, OSError) as error:
             raise MaskError(f"'{path}' is no mask file: {error}") from None
-        if mask.digest != digest:
-            raise MaskError(f"'{path}' is damaged: its bits do not match its digest")
-        return mask
 
 
 def _entries(shape: tuple[int, ...]) -> int:

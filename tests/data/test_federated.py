@@ -1,5 +1,7 @@
 """The fleet's data: public samples, clients' own, and what each may train on."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,15 @@ def test_a_split_does_not_depend_on_which_client_was_asked_first():
     data._load.cache_clear()
     backwards = [load().client(i).test.x for i in reversed(range(10))][::-1]
     assert all(np.array_equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+
+
+def test_a_clients_samples_are_let_go_with_who_asked_for_them():
+    federated = load()
+    own = federated.client(0)
+    held = [weakref.ref(own.train.x), weakref.ref(own.test.x)]
+    assert all(samples() is not None for samples in held)
+    del own
+    assert all(samples() is None for samples in held)
 
 
 def test_a_client_keeps_one_sample_to_train_on():

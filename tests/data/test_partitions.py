@@ -120,6 +120,52 @@ def test_too_few_samples_for_the_minimum_are_refused(deal_to):
         deal_to(first, 5, 0.5, 2, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "least", "levelled"),
+    [
+        ([0, 3, 5, 5], 2, [2, 3, 3, 5]),  # the first of the largest gives
+        ([0, 0, 5, 3], 2, [2, 2, 2, 2]),  # 2 of client 2, then 1 of client 2 and 1 of client 3
+        ([1, 9, 0], 3, [3, 4, 3]),
+        ([2, 2, 7], 2, [2, 2, 7]),
+    ],
+)
+def test_who_lacks_samples_takes_them_from_the_largest(sizes, least, levelled):
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    dealt = partitions._levelled(parts, least, np.random.default_rng(0))
+    assert [len(part) for part in dealt] == levelled
+    assert np.array_equal(np.sort(np.concatenate(dealt)), np.arange(sum(sizes)))
+
+
+def largest_by_looking_at_all(parts, least, rng):
+    """Level in the plainest way, whose time grows with the square of the clients."""
+    dealt = list(parts)
+    for poor in range(len(dealt)):
+        while len(dealt[poor]) < least:
+            rich = int(np.argmax([len(part) for part in dealt]))
+            take = min(least - len(dealt[poor]), len(dealt[rich]) - least)
+            mixed = rng.permutation(dealt[rich])
+            dealt[poor] = np.concatenate([dealt[poor], mixed[:take]])
+            dealt[rich] = mixed[take:]
+    return dealt
+
+
+@given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=20), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_levelling_takes_whom_a_look_at_all_clients_would_find(sizes, seed):
+    least = sum(sizes) // len(sizes)
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    found = partitions._levelled(parts, least, np.random.default_rng(seed))
+    plain = largest_by_looking_at_all(parts, least, np.random.default_rng(seed))
+    assert all(np.array_equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "quantity"])
+def test_twenty_thousand_clients_are_levelled(kind):
+    parts = deal(kind, some_labels(60_000), 20_000, 0.5, 2, 0)
+    assert min(map(len, parts)) == 2
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(60_000))
+
+
 @pytest.mark.parametrize("kind", ["iid", "dirichlet", "shards", "quantity"])
 def test_too_many_clients_are_refused_with_the_remedy(kind):
     with pytest.raises(DataError, match=r"fleet\.clients = 1000 .* there are 1438; lower"):

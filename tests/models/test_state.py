@@ -107,3 +107,12 @@ def test_stated_blocks_need_as_many_places():
     names = models.prunable(model)
     assert [len(b) for b in models.blocks(model, names, 2)] == [1, 3]
     assert [len(b) for b in models.blocks(model, names, 1)] == [4]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_layer_outside_the_stated_blocks_is_named(count):
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    model.block_prefixes = [["0."], ["2."]]
+    with pytest.raises(ModelError, match=r"'1\.weight' is in none of the model's blocks"):
+        models.blocks(model, models.prunable(model), count)
+    assert models.blocks(model, ["0.weight", "2.weight"], 2) == [["0.weight"], ["2.weight"]]

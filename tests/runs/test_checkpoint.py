@@ -61,6 +61,15 @@ def test_a_round_written_again_replaces_the_first(run):
     assert len(list((run.path / "checkpoints").iterdir())) == 2
 
 
+def test_tensors_that_no_checkpoint_is_about_are_removed(run):
+    run.save_checkpoint(2, value(2))
+    whole = {path.name for path in (run.path / "checkpoints").iterdir()}
+    for name in ("000002-0", "000002-z", "000007-0"):  # of round 2 again, and of no checkpoint
+        (run.path / "checkpoints" / f"{name}.safetensors").write_bytes(b"")
+    with run.lock():
+        assert {path.name for path in (run.path / "checkpoints").iterdir()} == whole
+
+
 def test_equal_trees_give_equal_bytes(tmp_path):
     for folder in ("a", "b"):
         checkpoint.save(tmp_path / folder, 7, TREE, keep=0)
@@ -69,6 +78,14 @@ def test_equal_trees_give_equal_bytes(tmp_path):
     )
     assert a == b
     assert len(a) == 2
+
+
+def test_the_folder_of_checkpoints_is_on_the_disk_with_the_first(run, monkeypatch):
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    run.save_checkpoint(1, value(1))
+    folders = {run.path.stat().st_ino, (run.path / "checkpoints").stat().st_ino}
+    assert folders <= synced
 
 
 def flip(content):

@@ -304,6 +304,30 @@ def test_equal_models_give_equal_bytes(tmp_path):
     assert a.read_bytes() == b.read_bytes()
 
 
+def test_all_of_the_result_is_on_the_disk_before_the_summary_says_so(tmp_path, monkeypatch):
+    """A power cut leaves no run that is finished but torn."""
+    synced, named = set(), []
+    fsync, replace = os.fsync, os.replace
+
+    def syncing(descriptor):
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def naming(source, target):
+        named.append((Path(target).name, os.stat(source).st_ino in synced))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", naming)
+    finished(tmp_path / "run")
+    assert named[-4:] == [
+        ("model.safetensors", True),
+        ("mask.safetensors", True),
+        ("clients.parquet", True),
+        ("summary.json", True),
+    ]
+
+
 def test_without_clients_the_table_is_empty_and_typed(run):
     run.finish({}, None, {})
     table = pq.read_table(run.path / "clients.parquet")

@@ -1,5 +1,6 @@
 """A checkpoint's tree comes back as it went in, whatever it nests."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedsparse.errors import RunFolderError
 from fedsparse.runs import checkpoint
+from fedsparse.runs import tree as trees
 
 DTYPES = ["?", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8"]
 OTHER_DTYPES = [">f4", ">i8", "<c8", "<c16", "<U3", "S4", "<M8[s]"]
@@ -77,6 +79,21 @@ def test_numpy_scalars_keep_their_type(tmp_path):
 def test_keys_that_look_like_our_marks_or_are_no_strings_are_kept(tmp_path):
     tree = {"$array": 1, "a": {7: (1, 2), "$float": "nan", None: []}, "": {}, "x/y": {"$map": []}}
     assert same(tree, there_and_back(tmp_path, tree))
+
+
+def test_bytes_that_many_hold_are_hashed_once_stored_once_and_come_back_as_one(monkeypatch):
+    hashed = []
+    blake2b = hashlib.blake2b
+    monkeypatch.setattr(hashlib, "blake2b", lambda c, **k: hashed.append(c) or blake2b(c, **k))
+    mask = bytes(range(256))
+    tensors = trees.Tensors()
+    held = {"a": mask, "b": [mask, b"other"], 3: (bytes(bytearray(mask)),)}
+    encoded = trees.encode(held, tensors)
+    assert hashed == [mask, b"other"]
+    assert len(tensors) == 2
+    back = trees.decode(encoded, tensors)
+    assert same(held, back)
+    assert back["a"] is back["b"][0] is back[3][0]
 
 
 LEAVES = (

@@ -56,6 +56,19 @@ def test_state_outlives_a_message_and_goes_through_a_checkpoint():
     assert counts == [3, 3]
 
 
+def kept(grid: CohortGrid) -> list[bytes]:
+    """Return the bytes that `remember` left with each client."""
+    arrays = [state["arrays"]["mask"] for state in grid.states().values()]
+    return [array["data"] for record in arrays for array in record.values()]
+
+
+def test_clients_that_keep_the_same_share_one_object():
+    with CohortGrid(app, clients=8) as grid:
+        ask(grid, "remember", number="3")
+        assert len(kept(grid)) == 8
+        assert len({id(content) for content in kept(grid)}) == 1
+
+
 def test_an_exception_in_a_client_is_an_error_reply():
     with CohortGrid(app, clients=3) as grid:
         replies = ask(grid, "raise")

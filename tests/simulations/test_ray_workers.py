@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import ray
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import strategy as flower
 
 from simulations import flower_internals as internals
-from simulations.grid import CohortGrid
+from simulations import ray_workers
+from simulations.grid import CohortGrid, Task
 from simulations.ray_workers import RayExecutor
-from tests.simulations.test_grid import ask
+from tests.simulations.test_grid import ask, kept
 from tests.simulations.third_party_app import app
 
 PATH = "tests.simulations.third_party_app:app"
@@ -67,6 +68,39 @@ def test_one_model_is_put_into_the_store_once(grid, monkeypatch):
     monkeypatch.setattr(ray, "put", lambda value: puts.append(value) or put(value))
     two_rounds(grid, "FedAvg")
     assert len(puts) == 4  # one for training and one for evaluation, in each of two rounds
+
+
+def test_what_comes_back_from_workers_is_held_once(grid):
+    ask(grid, "remember", number="3")
+    ask(grid, "count")
+    assert len(kept(grid)) == CLIENTS
+    assert len({id(content) for content in kept(grid)}) == 1
+
+
+def test_a_batch_is_sent_with_the_models_that_it_names_alone(grid):
+    nodes = list(grid.get_node_ids())[:3]
+    first, second = start(), start()
+    messages = [
+        Message(RecordDict({"arrays": model}), node, "train")
+        for model, node in zip((first, second, first), nodes, strict=True)
+    ]
+    parcels, models = ray_workers._pack([Task(i, CLIENTS, m, None) for i, m in enumerate(messages)])
+    assert len(models) == 2
+    assert ray_workers._named(parcels, models) == {0: models[0], 1: models[1]}
+    assert ray_workers._named(parcels[1:2], models) == {1: models[1]}
+    assert ray_workers._named(parcels[::2], models) == {0: models[0]}
+
+
+def test_clients_of_unlike_models_each_train_their_own(grid):
+    models = [ArrayRecord([np.full(3, client, np.float32)]) for client in range(CLIENTS)]
+    nodes = grid.get_node_ids()
+    sent = [
+        Message(RecordDict({"arrays": model}), node, "train")
+        for model, node in zip(models, nodes, strict=True)
+    ]
+    replies = list(grid.send_and_receive(sent, timeout=60))
+    trained = [reply.content["arrays"].to_numpy_ndarrays()[0].tolist() for reply in replies]
+    assert trained == [[client] * 3 for client in range(CLIENTS)]  # each is at its number already
 
 
 def test_a_dead_worker_is_replaced_and_its_clients_are_asked_again(grid, tmp_path):

@@ -37,6 +37,14 @@ def count(message: Message, context: Context) -> Message:
     return Message(reply, reply_to=message)
 
 
+@app.query("remember")
+def remember(message: Message, context: Context) -> Message:
+    """Keep an array of the number that came, in memory of the client's own."""
+    number = int(str(message.content["config"]["number"]))
+    context.state["mask"] = ArrayRecord([np.full(1000, number, np.uint8)])
+    return Message(RecordDict(), reply_to=message)
+
+
 @app.query("raise")
 def raise_(message: Message, context: Context) -> Message:
     """Fail at odd clients."""

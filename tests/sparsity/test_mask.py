@@ -1,7 +1,7 @@
 """Masks: set algebra, equality by digest, application in place, and files that are whole."""
 
+import os
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -349,15 +349,43 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "mask.safetensors"
     two_layers().save(path)
 
-    def full_disk(self: Path, content: bytes) -> int:
+    def full_disk(descriptor: int) -> None:
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full_disk)
+        patch.setattr(os, "fsync", full_disk)
         with pytest.raises(OSError, match="no space"):
             Mask.full({"a": (3,)}).save(path)
     assert Mask.load(path) == two_layers()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_saved_mask_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync"))
+    monkeypatch.setattr(os, "replace", lambda source, target: calls.append("replace"))
+    two_layers().save(tmp_path / "mask.safetensors")
+    assert calls == ["fsync", "replace"]
+
+
+@QUICK
+@given(drawn=masks())
+def test_bytes_are_those_of_the_file_and_come_back_as_the_mask(tmp_path_factory, drawn):
+    (mask,) = drawn
+    path = tmp_path_factory.getbasetemp() / "bytes.safetensors"
+    mask.save(path)
+    assert mask.to_bytes() == path.read_bytes()
+    assert Mask.from_bytes(mask.to_bytes()) == mask
+
+
+def test_bytes_whose_bits_do_not_match_their_digest_are_refused():
+    whole = two_layers().to_bytes()
+    other = Mask.full(two_layers().shapes).to_bytes()
+    bits, full = (
+        Mask.from_bytes(content).packed["b.weight"].tobytes() for content in (whole, other)
+    )
+    with pytest.raises(MaskError, match="damaged: its bits do not match its digest"):
+        Mask.from_bytes(whole.replace(bits, full))
 
 
 def test_every_truncated_file_is_refused(tmp_path):

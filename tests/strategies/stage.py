@@ -74,7 +74,7 @@ def reply(
     if arrays is not None:
         content[messages.ARRAYS] = wire.pack(arrays) if isinstance(arrays, bytes) else arrays
     values = {messages.EXAMPLES_KEY: 10, "loss": 0.5} if metrics is None else dict(metrics)
-    plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values())
+    plain = all(isinstance(v, int | float | list) and v is not True for v in values.values())
     content[messages.METRICS] = MetricRecord(values) if plain else ConfigRecord(values)
     node = strategy.directory.node_of[client]
     return Message(content, reply_to=Message(RecordDict(), node, messages.TRAIN))

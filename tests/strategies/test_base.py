@@ -47,6 +47,10 @@ def counting(samples):
     return with_metrics(**{"num-examples": samples, "loss": 0.5})
 
 
+def telling(key, value):
+    return with_metrics(**{"num-examples": 10, "loss": 0.5, key: value})
+
+
 def masked_otherwise(strategy):
     mask = Mask.full(strategy.task.shapes) - strategy.mask
     return wire.encode(constant(strategy, 9.0), mask=mask)
@@ -85,14 +89,30 @@ UNTRUSTED = {
     "infinite": (with_payload(lambda s: payload(s, math.inf)), "NaN or infinity"),
     "plain arrays": (with_payload(plain), "no fedsparse payload"),
     "no model": (with_payload(lambda s: None), "the reply lacks 'arrays'"),
-    "no samples": (counting(0), "counts 0 samples"),
-    "fewer than no samples": (counting(-1), "counts -1 samples"),
-    "half a sample": (counting(1.5), "counts 1.5 samples"),
+    "no samples": (counting(0), "num-examples is 0; it must be an integer from 1"),
+    "fewer than no samples": (counting(-1), "num-examples is -1"),
+    "half a sample": (counting(1.5), "num-examples is 1.5"),
+    "samples without number": (counting(10**30), f"num-examples is {10**30}"),
+    "samples by the hundred digits": (counting(10**400), "is an integer of 1329 bits"),
+    "a list of samples": (counting([1, 2]), "num-examples is a list"),
     "samples in words": (counting("x"), "the reply lacks 'metrics'"),
     "samples yes": (counting(True), "the reply lacks 'metrics'"),
     "no sample count": (with_metrics(loss=0.5), "the reply lacks 'num-examples'"),
     "no loss": (with_metrics(**{"num-examples": 10}), "the reply lacks 'loss'"),
-    "a loss of NaN": (with_metrics(**{"num-examples": 10, "loss": math.nan}), "loss is nan"),
+    "a loss of NaN": (telling("loss", math.nan), "loss is nan; it must be a number"),
+    "an infinite loss": (telling("loss", -math.inf), "loss is -inf"),
+    "a loss of 400 digits": (telling("loss", -(10**400)), "loss is an integer of 1329 bits"),
+    "a list of losses": (telling("loss", [0.5]), "loss is a list"),
+    "an accuracy of NaN": (telling("accuracy", math.nan), "accuracy is nan"),
+    "a list of accuracies": (telling("accuracy", []), "accuracy is a list"),
+    "arithmetic of NaN": (telling("train-flops", math.nan), "train-flops is nan"),
+    "infinite arithmetic": (telling("train-flops", math.inf), "train-flops is inf"),
+    "arithmetic undone": (telling("train-flops", -1.0), "train-flops is -1.0"),
+    "a list of arithmetic": (telling("train-flops", [1.0]), "train-flops is a list"),
+    "more memory than there is": (telling("memory-bytes", 2**70), f"memory-bytes is {2**70}"),
+    "half a byte": (telling("memory-bytes", 0.5), "memory-bytes is 0.5; it must be an integer"),
+    "memory undone": (telling("memory-bytes", -1), "memory-bytes is -1"),
+    "a list of memory": (telling("memory-bytes", [1]), "memory-bytes is a list"),
 }  # fmt: skip
 
 
@@ -123,6 +143,28 @@ def test_too_few_replies_leave_model_and_mask_as_before(case):
     after = strategy.state_dict()
     for part in ("state", "mask"):
         assert all(np.array_equal(before[part][n], after[part][n]) for n in before[part])
+
+
+def test_figures_at_their_limits_are_taken():
+    strategy, _ = prepared()
+    told = {"num-examples": 2**53, "loss": 1e300, "accuracy": -3.5}
+    told |= {"train-flops": 0, "memory-bytes": 2**63 - 1}
+    _, metrics = strategy.aggregate_train(
+        1, [reply(strategy, k, payload(strategy, 1.0), told) for k in range(4)]
+    )
+    assert strategy.failures == {}
+    assert dict(metrics) == {"loss": 1e300, "clients": 4}
+
+
+def test_a_client_that_replies_twice_counts_once_by_its_first_reply():
+    strategy, _ = prepared()
+    first, second, other = (
+        reply(strategy, k, payload(strategy, v)) for k, v in ((0, 1.0), (0, 9.0), (1, 2.0))
+    )
+    _, metrics = strategy.aggregate_train(1, [first, second, other])
+    assert metrics["clients"] == 2
+    for name, expected in constant(strategy, 1.5).items():
+        np.testing.assert_array_equal(strategy.state[name], expected)
 
 
 def test_failures_are_those_of_the_last_round():
@@ -217,6 +259,40 @@ def test_evaluation_is_the_mean_over_clients_samples():
     metrics = strategy.aggregate_evaluate(1, [*tested, failing(strategy, 2)])
     assert dict(metrics) == {"accuracy": 0.75, "loss": 1.0}
     assert strategy.aggregate_evaluate(1, [failing(strategy, 0)]) is None
+
+
+UNTESTED = {
+    "nothing": ({}, "lacks 'num-examples'"),
+    "no accuracy": ({"num-examples": 3, "loss": 0.0}, "lacks 'accuracy'"),
+    "no sample count": ({"loss": 0.0, "accuracy": 1.0}, "lacks 'num-examples'"),
+    "a list": ({"num-examples": 3, "loss": [0.0], "accuracy": 1.0}, "loss is a list"),
+    "NaN": ({"num-examples": 3, "loss": 0.0, "accuracy": math.nan}, "accuracy is nan"),
+    "fewer than no samples": (
+        {"num-examples": -3, "loss": 0.0, "accuracy": 1.0},
+        "num-examples is -3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNTESTED)
+def test_an_evaluation_that_cannot_be_trusted_is_named_and_left_out(case):
+    told, reason = UNTESTED[case]
+    strategy, _ = prepared()
+    good = reply(strategy, 0, None, {"num-examples": 1, "loss": 2.0, "accuracy": 0.5})
+    bad = reply(strategy, 1, None, told)
+    assert dict(strategy.aggregate_evaluate(1, [good, bad])) == {"accuracy": 0.5, "loss": 2.0}
+    assert list(strategy.failures) == [1]
+    assert reason in strategy.failures[1]
+    assert strategy.aggregate_evaluate(1, [bad]) is None
+
+
+def test_an_evaluation_without_metrics_is_left_out():
+    strategy, _ = prepared()
+    empty = Message(
+        RecordDict(), reply_to=Message(RecordDict(), strategy.directory.node_of[2], "evaluate")
+    )
+    assert strategy.aggregate_evaluate(1, [empty]) is None
+    assert strategy.failures == {2: "the reply lacks 'metrics'"}
 
 
 @pytest.mark.parametrize("cls", [FedAvg, StaticMask])

@@ -12,7 +12,7 @@ from fedsparse.runs import RunFolder, checkpoint
 from fedsparse.sparsity import Mask
 from fedsparse.training import batchnorm, local
 from simulations.grid import CohortGrid
-from strategies.base import Answer, Reply
+from strategies.base import Answer, Reply, weighted_mean
 from strategies.task import Task, masked
 from tests.strategies.stage import payload, play, reply, stage
 from tests.tiny_runs import model_bytes, rows, run
@@ -141,6 +141,38 @@ def test_the_chosen_candidate_keeps_its_adapted_statistics():
         assert not np.array_equal(value, strategy.task.pretrain(0, 0.0)[name])
 
 
+def test_where_every_candidate_has_a_loss_that_is_not_finite_the_least_of_those_decides():
+    """Candidate 1 lacks the loss of 2 samples, the others of 3; 0 has 2 * 9 for it, no more."""
+    strategy, _ = stage(*CNN)
+    nan = math.nan
+    answers = [Answer(0, 2, [9.0, nan, nan]), Answer(1, 3, [nan, 9.0, nan])]
+    assert strategy.cheapest(answers) == 1
+    strategy, _ = stage(*CNN, "strategy.loss_weights=uniform")
+    assert strategy.cheapest([*answers, Answer(2, 1, [8.0, 9.0, 0.0])]) == 0
+
+
+@pytest.mark.parametrize("losses", [[math.nan] * 3, [math.inf, -math.inf, math.nan], [10**400] * 3])
+def test_a_client_without_any_finite_loss_is_left_out(losses):
+    """Its say would be the same of all candidates, and so none."""
+
+    class Blind(CohortGrid):
+        blind = (1,)
+
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            if replies[0].metadata.message_type == "query.losses":
+                for client in self.blind:
+                    replies[client].content["metrics"]["losses"] = losses
+            return replies
+
+    strategy, grid = stage(*CNN, grid=Blind)
+    strategy.prepare(grid)
+    assert strategy.failures == {1: "the reply holds no finite loss of any candidate"}
+    nobody, grid = stage(*CNN, grid=type("Nobody", (Blind,), {"blind": (0, 1, 2, 3)}))
+    with pytest.raises(TooFewRepliesError, match="0 of 4 clients replied"):
+        nobody.prepare(grid)
+
+
 class Judging(CohortGrid):
     """A grid on which client 1 tells a loss too few, and client 2 fails."""
 
@@ -198,6 +230,85 @@ def test_a_client_that_sends_no_gradients_when_asked_is_left_out():
     _, metrics = strategy.aggregate_train(1, replies)
     assert strategy.failures == {2: "the reply lacks 'growth'"}
     assert metrics["clients"] == 3
+
+
+def growing(strategy, grid, client, change):
+    """Play an adjustment round in which one client's gradients are changed on their way."""
+    asked = strategy.configure_train(1, strategy.arrays(), None, grid)
+    replies = list(grid.send_and_receive(asked))
+    schema = wire.Schema(tuple(strategy.task.shapes.items())[-len(strategy.asked) :])
+    sent = wire.decode(wire.unpack(replies[client].content["growth"]), schema).state
+    (name,) = sent
+    change(name, sent[name].reshape(-1))
+    replies[client].content["growth"] = wire.pack(wire.encode(sent))
+    _, metrics = strategy.aggregate_train(1, replies)
+    return name, metrics["clients"]
+
+
+def test_gradients_beyond_those_asked_for_are_refused():
+    """One more, or one where the weight is kept already, would move the mask its own way."""
+    strategy, grid = stage("strategy.selection=none")
+    strategy.prepare(grid)
+    kept = strategy.mask
+
+    def one_more(name, gradient):
+        free = np.flatnonzero((gradient == 0) & ~kept[name].reshape(-1))
+        gradient[free[0]] = 1.0
+
+    def one_kept(name, gradient):
+        gradient[np.flatnonzero(gradient)[0]] = 0.0
+        gradient[np.flatnonzero(kept[name].reshape(-1))[0]] = 1.0
+
+    name, clients = growing(strategy, grid, 2, one_more)
+    count = strategy.asked[name]
+    reason = f"the reply holds {count + 1} gradients of '{name}'; {count} were asked for"
+    assert strategy.failures == {2: reason}
+    assert clients == 3
+    strategy, grid = stage("strategy.selection=none")
+    strategy.prepare(grid)
+    name, clients = growing(strategy, grid, 2, one_kept)
+    assert strategy.failures == {2: f"the reply holds gradients of weights that '{name}' keeps"}
+    assert clients == 3
+
+
+def test_fewer_gradients_than_asked_for_are_taken():
+    strategy, grid = stage("strategy.selection=none")
+    strategy.prepare(grid)
+
+    def fewer(name, gradient):
+        gradient[np.flatnonzero(gradient)[1:]] = 0.0
+
+    assert growing(strategy, grid, 2, fewer)[1] == 4
+
+
+def test_after_the_mask_changed_batchnorm_is_measured_again_on_the_servers_data():
+    """Statistics of the mask before do not fit the weights of the one after."""
+    strategy, grid = stage(*CNN, "strategy.selection=none", "strategy.granularity=model")
+    strategy.prepare(grid)
+    before = strategy.mask
+    play(strategy, grid, 1)
+    assert strategy.mask != before
+    task = strategy.task
+    found = {name: strategy.state[name] for name in batchnorm.statistics(task.model)}
+    models.load_state(task.model, strategy.state)
+    measured = batchnorm.measure(task.model, local.tensors(task.public)[0])
+    assert len(measured) == 2 * len(batchnorm.norms(task.model)) > 0
+    for name, value in measured.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize("setting", ["strategy.reestimate=none", "strategy.adjust_every=2"])
+def test_else_batchnorm_statistics_are_the_mean_of_the_clients(setting):
+    strategy, grid = stage(*CNN, "strategy.selection=none", "strategy.granularity=model", setting)
+    strategy.prepare(grid)
+    mask = strategy.mask
+    asked = strategy.configure_train(1, strategy.arrays(), None, grid)
+    replies = grid.send_and_receive(asked)
+    expected = weighted_mean([strategy._read(k, reply) for k, reply in enumerate(replies)])
+    strategy.aggregate_train(1, replies)
+    assert (strategy.mask != mask) == ("reestimate" in setting)
+    for name in batchnorm.statistics(strategy.task.model):
+        np.testing.assert_array_equal(strategy.state[name], expected[name])
 
 
 def test_grown_weights_start_at_zero_and_dropped_ones_are_zero(tmp_path):

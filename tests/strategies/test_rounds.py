@@ -1,11 +1,13 @@
 """The round loop: every byte counted, masks that settle, failures named, any Flower strategy."""
 
 import json
+import logging
 from collections import defaultdict
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp import strategy as flower
 from safetensors.numpy import load_file
 
@@ -18,6 +20,7 @@ from simulations.experiment import CLIENT_APP
 from simulations.flower_internals import RAISED, error_reply
 from simulations.grid import CohortGrid
 from strategies import foreign
+from strategies.base import SparseStrategy
 from strategies.execute import execute
 from strategies.task import Task
 from tests.strategies.stage import QUICK
@@ -90,10 +93,12 @@ def test_every_rounds_bytes_are_the_lengths_of_the_payloads_that_went_by(spied, 
     for number, kind, direction, _, size in grid.seen:
         if direction == way and kind != messages.EVALUATE:
             counted[number] += size
+    last_test = sum(s for _, k, d, _, s in grid.seen if d == way and k == messages.EVALUATE)
     written = {row["round"]: row[f"bytes_{way}"] for row in folder.metrics()}
     assert written == dict(counted)
     assert sorted(written) == [0, 1, 2, 3, 4, 5]
-    assert folder.summary()[f"bytes_{way}"] == sum(counted.values())
+    assert folder.summary()[f"bytes_{way}"] == sum(counted.values()) + last_test
+    assert (last_test > 0) == (way == "down")
 
 
 def test_round_0_holds_both_exchanges_of_the_selection(spied):
@@ -124,6 +129,41 @@ def test_no_dense_model_and_no_dense_gradient_ever_travels(spied):
     dense = len(wire.encode(Task.of(folder.config).pretrain(0, 0.0)))
     largest = max(size for *_, size in grid.seen)
     assert 0 < largest < dense / 3
+
+
+class Twice(CohortGrid):
+    """A grid on which client 1's replies come twice."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        """Add a reply."""
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        return [*replies, replies[1]] if "arrays" in replies[1].content else replies
+
+
+def test_a_reply_that_comes_twice_is_counted_twice_and_averaged_once(tmp_path):
+    """What was sent was sent; the model is that of a run without the second."""
+    setting = (*QUICK, "strategy.name=fedavg")
+    folder = carry(tmp_path / "twice", tiny(*setting), Twice(CLIENT_APP, clients=4))
+    run(tmp_path / "once", *setting)
+    assert model_bytes(folder.path) == model_bytes(tmp_path / "once")
+    up = [row["bytes_up"] for row in folder.clients() if row["kind"] == "train"]
+    assert up[1] == 2 * up[0] == 2 * up[2]
+
+
+# -- packing ------------------------------------------------------------------------------
+
+
+def test_a_round_packs_the_model_only_as_it_is_sent(tmp_path, monkeypatch):
+    """One payload for all who hold the mask, and none of the whole model that nobody reads."""
+
+    def unasked(self):
+        raise AssertionError("nobody is sent this")
+
+    monkeypatch.setattr(SparseStrategy, "arrays", unasked)
+    for name in ("fedavg", "static", "fedtiny"):
+        out = tmp_path / name
+        run(out, *QUICK, f"strategy.name={name}", *["strategy.density=0.5"] * (name != "fedavg"))
+        assert RunFolder.open(out).finished
 
 
 # -- masks --------------------------------------------------------------------------------
@@ -191,11 +231,72 @@ def test_a_run_with_too_few_replies_stops_unfinished_and_can_go_on(tmp_path):
     folder = RunFolder.open(tmp_path / "run")
     assert not folder.finished
     assert [row["round"] for row in folder.metrics()] == [0]
+    reasons = [row["reason"] for row in folder.clients()]
+    assert reasons == [None, "out of memory", "no reply in time", None]
     task = Task.of(config)
     with folder.lock(), CohortGrid(CLIENT_APP, clients=4) as grid:
         execute(task, foreign.make(task), grid, folder, Silent())
     run(tmp_path / "whole", *QUICK, "strategy.name=fedavg", "fleet.min_replies=0.75")
     assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")
+    assert folder.clients() == RunFolder.open(tmp_path / "whole").clients()
+
+
+class Lying(CohortGrid):
+    """A grid on which some clients tell other figures than they have."""
+
+    def __init__(self, lies):
+        super().__init__(CLIENT_APP, clients=4)
+        self.lies = lies
+
+    def send_and_receive(self, messages, *, timeout=None):
+        """Change the figures of the named clients."""
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        for reply in replies:
+            for key, value in self.lies.get(self.client_of(reply.metadata.src_node_id), {}).items():
+                reply.content["metrics"][key] = value
+        return replies
+
+
+LIES = {
+    0: {"train-flops": float("nan"), "memory-bytes": 2**70},
+    1: {"train-flops": [1.0, 2.0], "accuracy": [0.5]},
+    2: {"memory-bytes": -1, "loss": float("inf")},
+}
+
+
+def test_no_figures_of_a_reply_stop_a_run(tmp_path):
+    """In training and in the last test: who lies is left out and named, the others go on."""
+    config = tiny(*QUICK, "strategy.name=fedavg", "fleet.min_replies=0.25")
+    folder = carry(tmp_path / "run", config, Lying(LIES | {2: {"num-examples": 10**400}}))
+    assert folder.finished
+    for kind in ("train", "evaluate"):
+        found = [row for row in folder.clients() if row["kind"] == kind]
+        assert [row["status"] for row in found] == ["failed"] * 3 + ["ok"]
+        assert [row["train_flops"] is None for row in found[:3]] == [True] * 3
+        assert "train-flops is nan" in found[0]["reason"]
+        assert "is a list" in found[1]["reason"]
+        assert "num-examples is an integer of 1329 bits" in found[2]["reason"]
+    assert folder.summary()["train_flops"] > 0
+
+
+def test_of_another_makers_replies_the_figures_that_fit_are_written_down(tmp_path):
+    config = tiny(*QUICK, PATH + "FedMedian", "data.client_test_fraction=0.0")
+    median = flower.FedMedian(train_metrics_aggr_fn=lambda *_: MetricRecord())
+    folder = carry(tmp_path / "run", config, Lying(LIES), median)
+    assert folder.finished
+    columns = ("loss", "accuracy", "train_flops", "memory_bytes")
+    missing = [{c for c in columns if row[c] is None} for row in folder.clients()]
+    assert missing == [
+        {"train_flops", "memory_bytes"},
+        {"train_flops", "accuracy"},
+        {"memory_bytes", "loss"},
+        set(),
+    ]
+    assert [row["status"] for row in folder.clients()] == ["ok"] * 4
+    told = [(row["loss"], row["examples"]) for row in folder.clients() if row["loss"] is not None]
+    total = sum(n for _, n in told)
+    expected = sum(loss * n for loss, n in told) / total
+    assert folder.metrics()[1]["train_loss"] == pytest.approx(expected)
 
 
 def test_a_candidate_that_one_client_cannot_judge_does_not_stop_the_selection(tmp_path):
@@ -312,6 +413,62 @@ def test_what_a_foreign_strategy_learnt_is_in_the_checkpoint(tmp_path):
     assert set(moments) == {"m_t", "v_t"}
     assert any(np.any(part) for part in moments["m_t"].values())
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1
+
+
+class Keeping(flower.FedAvg):
+    """Keeps state in every form that there is."""
+
+    def __init__(self, value, **settings):
+        super().__init__(**settings)
+        self.kept = value
+
+
+KEPT = {
+    "a tuple": (1, (2.5, "x")),
+    "whole numbers as keys": {3: {"a": 1}, 4: None},
+    "a numpy scalar": np.float32(1.5),
+    "bytes": b"\x00\xff",
+    "infinity": [float("inf")],
+    "Flower's arrays": ArrayRecord({"w": Array(np.arange(3.0))}),
+    "a dict that counts": defaultdict(int, {"seen": 3}),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_a_foreign_strategy_keeps_comes_back_as_it_was(tmp_path, kind):
+    saved = foreign.state_dict(Keeping(KEPT[kind]), ArrayRecord())
+    checkpoint.save(tmp_path, 1, {"strategy": saved}, keep=1)
+    again = Keeping(type(KEPT[kind])(int) if "counts" in kind else None)
+    foreign.load_state_dict(again, checkpoint.load(tmp_path, 1)["strategy"])
+    assert again.kept == KEPT[kind]
+    assert type(again.kept) is type(KEPT[kind])
+    assert foreign.lost(again) == []
+
+
+class Noting(Silent):
+    """A watcher that keeps the notes."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        """Keep a note."""
+        self.notes.append(text)
+
+
+def test_what_no_checkpoint_can_hold_is_named_once(tmp_path):
+    """Also of a wrapped strategy; what is no state, such as functions, is not."""
+    config = tiny(*QUICK, "run.rounds=3", PATH + "FedAvg")
+    task = Task.of(config)
+    inner = Keeping({"drawn by": np.random.default_rng(0)}, train_metrics_aggr_fn=None)
+    inner.log, inner.draw, inner.library = logging.getLogger("x"), lambda: 0, np
+    strategy = flower.DifferentialPrivacyServerSideFixedClipping(inner, 0.0, 0.5, 4)
+    folder, watcher = RunFolder.create(tmp_path / "run", config, command="test"), Noting()
+    with folder.lock(), CohortGrid(CLIENT_APP, clients=4) as grid:
+        execute(task, strategy, grid, folder, watcher)
+    (note,) = watcher.notes
+    assert "FixedClipping.kept: no checkpoint can hold this" in note
+    assert "\n" not in note
 
 
 def test_what_a_wrapped_strategy_learnt_is_in_the_checkpoint_and_comes_back(tmp_path):

@@ -1,0 +1,114 @@
+"""Who is who on a grid, and what counts as sent: only what a client was handed."""
+
+import pytest
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedsparse.errors import GridError
+from simulations.experiment import CLIENT_APP
+from simulations.flower_internals import RAISED, error_reply
+from simulations.grid import CohortGrid, InlineExecutor
+from strategies.addressing import Directory, MeteredGrid
+from strategies.execute import execute
+from tests.strategies.stage import stage
+
+IDLE = RecordDict({"metrics": ConfigRecord({"partition-id": 1})})
+
+
+class Answering:
+    """A grid of nodes 100, 101, ... that answer who they are: a number, content, or an error."""
+
+    def __init__(self, *told):
+        self.told = {100 + i: value for i, value in enumerate(told)}
+
+    def get_node_ids(self):
+        return list(self.told)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return [self.reply(message) for message in messages]
+
+    def reply(self, message):
+        value = self.told[message.metadata.dst_node_id]
+        if value is None:
+            return error_reply(message, RAISED, "not ready")
+        if not isinstance(value, RecordDict):
+            value = RecordDict({"metrics": MetricRecord({"partition-id": value})})
+        return Message(value, reply_to=message)
+
+
+@pytest.fixture(autouse=True)
+def server():
+    """Make this process one that may send messages."""
+    CohortGrid(CLIENT_APP, clients=1)
+
+
+def test_clients_are_named_by_what_their_nodes_answer():
+    directory = Directory.of(Answering(2, 0, 1), 3, 0.0)
+    assert directory.node_of == {2: 100, 0: 101, 1: 102}
+    assert directory.client_of == {100: 2, 101: 0, 102: 1}
+
+
+ODD = {
+    "nothing": RecordDict(),
+    "another record": IDLE,
+    "another key": RecordDict({"metrics": MetricRecord({"number": 1})}),
+    "half a client": 1.5,
+    "a list": [1],
+    "an error": None,
+    "one too high": 2,
+    "less than none": -1,
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_node_that_does_not_say_which_client_it_is_is_passed_over(case):
+    assert Directory.of(Answering(ODD[case], 0, 1), 2, 0.0).client_of == {101: 0, 102: 1}
+    with pytest.raises(GridError, match=r"1 of 2 clients are connected.* partition-id 1; start"):
+        Directory.of(Answering(0, ODD[case]), 2, 0.0)
+
+
+def test_two_nodes_of_one_client_do_not_stand_for_another():
+    with pytest.raises(GridError, match=r"1 of 2 clients .*without partition-id 1;"):
+        Directory.of(Answering(0, 0), 2, 0.0)
+
+
+def test_of_many_clients_that_are_missing_the_first_are_named():
+    with pytest.raises(GridError, match=r"partition-id 1, 2, .*, 10, \.\.\.; start") as error:
+        Directory.of(Answering(0), 50, 0.0)
+    assert "\n" not in str(error.value)
+
+
+class Stopping(InlineExecutor):
+    """Time is up after the second client."""
+
+    def run(self, tasks, timeout):
+        """Answer for two clients alone."""
+        yield from super().run(tasks[:2], None)
+
+
+def test_a_client_that_the_time_limit_left_out_was_sent_nothing():
+    strategy, _ = stage("strategy.name=fedavg")
+    inner = CohortGrid(clients=4, executor=Stopping(CLIENT_APP))
+    grid = MeteredGrid(inner, strategy.directory)
+    strategy.prepare(grid)
+    asked = strategy.configure_train(1, None, None, grid)
+    assert len(grid.send_and_receive(asked)) == 2
+    traffic = grid.read_traffic()
+    assert set(traffic.down) == set(traffic.up) == {0, 1}
+    assert traffic.bytes_down == traffic.bytes_up > 0
+
+
+def test_a_client_that_failed_was_sent_its_model():
+    strategy, grid = stage("strategy.name=fedavg")
+    strategy.prepare(grid)
+    (asked, *_) = strategy.configure_train(1, None, None, grid)
+    asked.content["config"] = ConfigRecord()
+    (failed,) = grid.send_and_receive([asked])
+    assert failed.has_error()
+    assert grid.read_traffic().bytes_down > 0
+
+
+def test_a_run_names_the_clients_that_it_lacks():
+    strategy, _ = stage("strategy.name=fedavg", "fleet.clients=4")
+    few = CohortGrid(CLIENT_APP, clients=2)
+    with pytest.raises(GridError, match=r"2 of 4 clients .*without partition-id 2, 3; start"):
+        execute(strategy.task, strategy, few, None, None)
