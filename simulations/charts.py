@@ -47,8 +47,9 @@ def accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart:
             if values[best] == values[-1]
             else f"; its best was {units.percent(values[best])} in round {rounds[best]:.0f}."
         )
-    layout = axes("Accuracy (%)", tozero=False)
-    return _chart("accuracy", "Accuracy", caption, traces, layout, legend, "was measured")
+    title = "R²" if all(run.regression for run in runs) else "Accuracy"
+    layout = axes(f"{title} (%)", tozero=False)
+    return _chart("accuracy", title, caption, traces, layout, legend, "was measured")
 
 
 def loss(runs: Sequence[Results], names: Sequence[str]) -> Chart:
@@ -172,7 +173,7 @@ def client_accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart:
         plural = "1 client was" if len(reached) == 1 else f"{len(reached)} clients were"
         caption += f" {plural} asked: the median reaches {units.percent(float(np.median(reached)))}"
         if len(reached) >= 10:
-            weakest = float(np.quantile(reached, 0.1))
+            weakest = float(np.quantile(reached, 0.1, method="inverted_cdf"))
             caption += f", the weakest tenth at most {units.percent(weakest)}"
         caption += "."
     vertical = "Clients" if len(runs) == 1 else "Share of a run's clients (%)"

@@ -66,7 +66,7 @@ def render(runs: Sequence[Results]) -> str:
             _run_text(run, name, i) for i, (run, name) in enumerate(zip(runs, names, strict=True))
         ],
         single=len(runs) == 1,
-        columns=COLUMNS,
+        columns=_columns(runs),
         charts=charts,
         rounds=_round_table(runs[0]) if len(runs) == 1 else [],
         settings=_settings(runs),
@@ -87,6 +87,13 @@ COLUMNS = (
     ("rounds", "Rounds", "done, of those asked for"),
 )
 """The headline figures: key of the summary, name, what it says in plain words."""
+
+
+def _columns(runs: Sequence[Results]) -> tuple[tuple[str, str, str], ...]:
+    """Return the headline figures; a regression's accuracy is called what it is."""
+    if not all(run.regression for run in runs):
+        return COLUMNS
+    return (("accuracy", "R²", "of the held-out targets' variance is explained"), *COLUMNS[1:])
 
 
 def _headline(run: Results, key: str) -> str:

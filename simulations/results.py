@@ -53,6 +53,11 @@ class Results:
         return self.summary is not None
 
     @property
+    def regression(self) -> bool:
+        """Whether targets are real numbers: they count as one class, and accuracy is R²."""
+        return self.partition is not None and self.partition.shape[1] == 1
+
+    @property
     def rounds_done(self) -> int:
         """The last round that has a row."""
         return int(max((number(row.get("round")) or 0 for row in self.metrics), default=0))

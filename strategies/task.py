@@ -14,7 +14,7 @@ from torch import nn
 from fedsparse import data, models, seeds, wire
 from fedsparse.config import Config
 from fedsparse.data import Dataset, FederatedData
-from fedsparse.errors import ConfigError
+from fedsparse.errors import ConfigError, ModelError
 from fedsparse.sparsity import Mask, ModelCost, State
 from fedsparse.training import local
 
@@ -40,6 +40,7 @@ class Task:
                 classes=federated.classes,
                 width=config.model.width,
             )
+        _check_samples(config.model.name, model, federated.train)
         if len(federated.input_shape) == 3:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(config, federated, model)
@@ -91,6 +92,7 @@ class Task:
                 rng=self.rng(0, "pretraining"),
                 lr=lr,
                 epochs=epochs,
+                lr_key="strategy.pretrain_lr",
             )
         return models.get_state(self.model)
 
@@ -98,6 +100,19 @@ class Task:
         """Test a state on the held-out test set."""
         models.load_state(self.model, state)
         return local.evaluate(self.model, self.data.test)
+
+
+def _check_samples(name: str, model: nn.Module, train: Dataset) -> None:
+    """Raise ModelError where tokens meet a model of numbers, or numbers one of tokens."""
+    tokens = np.issubdtype(train.x.dtype, np.integer)
+    if tokens == any(isinstance(module, nn.Embedding) for module in model.modules()):
+        return
+    if tokens:
+        raise ModelError(
+            f"model '{name}' takes numbers, and the samples are integers, which stand for tokens; "
+            "save them as floats, such as x.astype('float32') / 255, or choose a model of tokens"
+        )
+    raise ModelError(f"model '{name}' takes tokens, and the samples are numbers; choose another")
 
 
 def masked(state: State, mask: Mask | None) -> State:

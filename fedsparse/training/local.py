@@ -90,19 +90,21 @@ def train(
     epochs: int | None = None,
     proximal_mu: float = 0.0,
     optimizer_state: Mapping[str, State] | None = None,
+    lr_key: str = "client.lr",
 ) -> Trained:
     """Train `model` in place on `data` with masked gradients.
 
     `proximal_mu` adds mu/2 ||w - w_0||^2 (FedProx, eq. 2), w_0 being the weights on
-    entry. Torch's own draws, such as dropout's, come from a child of `rng`'s stream. Raises
-    TrainingError when the loss is not finite or BatchNorm meets batches of one.
+    entry. `lr_key` is what the configuration calls the learning rate. Torch's own draws,
+    such as dropout's, come from a child of `rng`'s stream. Raises TrainingError when the
+    loss is not finite or BatchNorm meets batches of one.
     """
     if settings.batch_size == 1 < len(data.y) and _normalises_vectors(model):
         raise TrainingError("BatchNorm needs batches of two; raise client.batch_size (now 1)")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.spawn(1)[0].integers(2**63 - 1)))
         return _train(
-            model, data, settings, rng, mask, lr, epochs, proximal_mu, optimizer_state or {}
+            model, data, settings, rng, mask, lr, epochs, proximal_mu, optimizer_state or {}, lr_key
         )
 
 
@@ -120,6 +122,7 @@ def _train(
     epochs: int | None,
     proximal_mu: float,
     optimizer_state: Mapping[str, State],
+    lr_key: str,
 ) -> Trained:
     x, y = tensors(data)
     loss_function = loss_of(data.classes)
@@ -153,7 +156,7 @@ def _train(
         if not math.isfinite(float(total)):
             raise TrainingError(
                 f"the loss is {float(total)} after epoch {epoch + 1}; "
-                f"lower client.lr (now {optimizer.param_groups[0]['lr']:g})"
+                f"lower {lr_key} (now {optimizer.param_groups[0]['lr']:g})"
             )
     mean = float(total) / len(y)
     accuracy = _r_squared(mean, y) if data.classes == 1 else float(correct) / len(y)

@@ -309,3 +309,11 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, package):
     monkeypatch.setattr(builtins, "__import__", importing)
     with pytest.raises(MissingExtraError, match=r"fedsparse\[report\]"):
         write_report([run.path])
+
+
+def test_a_regressions_accuracy_is_called_r_squared(tmp_path):
+    make_run(tmp_path / "real", classes=1)
+    words = Page(write_report([tmp_path / "real"])).words
+    assert "R²" in words
+    assert "variance is explained" in words
+    assert "answered right" not in words
