@@ -26,6 +26,8 @@ COMMANDS = {
 }
 PACKAGES = ("fedsparse", "clients", "strategies", "edge_export", "simulations")
 MISTAKE, INTERRUPTED = 2, 130
+LONGEST = 500
+"""Characters of a message that are shown; of a longer one, its beginning and its end."""
 
 EXAMPLES = """\b
 Examples:
@@ -111,7 +113,11 @@ def exit_code(work: Callable[[], Any]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"fedsparse: error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    if len(line) > LONGEST:
+        half = LONGEST // 2
+        line = f"{line[:half]} ... {line[-half:]}"
+    click.echo(f"fedsparse: error: {line}", err=True)
     return code
 
 
@@ -127,6 +133,8 @@ def _system_error(error: OSError) -> int:
         return _fail(f"no space left for {where}; free some, or write elsewhere", MISTAKE)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return _fail(f"{where} cannot be written; check its permissions", MISTAKE)
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return _fail(f"{where} cannot be used: {error.strerror}; choose another name", MISTAKE)
     raise error
 
 

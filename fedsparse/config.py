@@ -64,7 +64,7 @@ class DataConfig(Section):
     test_samples: int | None = Field(
         default=None, ge=1, description="of the test set; all if unset"
     )
-    public_samples: int = Field(default=0, ge=0, description="the server's own one-shot data")
+    public_samples: int = Field(default=100, ge=0, description="the server's own one-shot data")
     client_test_fraction: Finite = Field(
         default=0.1, ge=0, lt=1, description="of a client's samples, held out for its own test"
     )

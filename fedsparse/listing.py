@@ -10,10 +10,12 @@ import importlib.util
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fedsparse import registry
+from fedsparse.errors import UnknownNameError
 
 TABLES = {
     "criteria": "fedsparse.sparsity.criteria:CRITERIA",
@@ -25,13 +27,20 @@ GLOBAL = {"global": "All layers ranked together; no share is fixed beforehand."}
 KINDS = (*registry.BUILTIN, "presets", *TABLES)
 
 
+class _Kind(click.Choice[str]):
+    """A kind; of one that is not known, the nearest is proposed."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        return str(UnknownNameError("kind", str(value), KINDS))
+
+
 @click.command(
     "list",
     short_help="List the names that a configuration can use.",
     epilog="\b\nExamples:\n  fedsparse list\n  fedsparse list strategies\n"
     "  fedsparse list models --json\n",
 )
-@click.argument("kind", type=click.Choice(KINDS), required=False, metavar="[KIND]")
+@click.argument("kind", type=_Kind(KINDS), required=False, metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_(kind: str | None, as_json: bool) -> None:
     """List the names that a configuration can use, of one KIND or of all.

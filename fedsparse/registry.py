@@ -5,6 +5,7 @@ A name is built in, or comes from an installed package's entry point in the grou
 """
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -41,6 +42,7 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
 }
 
 SINGULAR = {"strategies": "strategy", "models": "model", "datasets": "dataset"}
+CALLED_WITH = {"models": "(input_shape, classes, width)", "datasets": "(config, seed)"}
 
 
 @cache
@@ -71,3 +73,23 @@ def load(kind: str, name: str) -> Any:
     if not hasattr(imported, attribute):
         raise ConfigError(f"module '{module}' has no '{attribute}'; check the name '{path}'")
     return getattr(imported, attribute)
+
+
+def call(kind: str, name: str, *arguments: Any) -> Any:
+    """Call what a name stands for, a model's or a data set's function.
+
+    Raises ConfigError when it cannot be called so, and what `load` raises; an error from
+    within the function is its own and goes through.
+    """
+    found = load(kind, name)
+    try:
+        try:
+            signature = inspect.signature(found)
+        except ValueError:  # a builtin that does not tell what it takes
+            return found(*arguments)
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{SINGULAR[kind]} '{name}' is no function f{CALLED_WITH[kind]}: {error}"
+        ) from None
+    return found(*arguments)

@@ -5,8 +5,11 @@ notes go to stderr, results to stdout.
 """
 
 import json
+import logging
+import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +40,17 @@ Examples:
   fedsparse report runs/demo-fedtiny-s0 runs/demo-fedavg-s0 --out both.html
 """
 
-_path = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path that is not empty, which would be taken for the present folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:
+            self.fail("it is empty; name a file or a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_path = _Path(path_type=Path)
 _json = click.option(
     "--json", "as_json", is_flag=True, help="Print the summary as one JSON object."
 )
@@ -85,7 +98,8 @@ def run(
     resolved = resolve(override(tree, _changes(assignments, engine, seed)))
     stem = config.stem if config is not None else str(name)
     folder = out if out is not None else free_folder(stem, resolved)
-    command = command_of(config, name, assignments, engine, seed)
+    _check_way(folder)
+    command = command_of(config, name, assignments, engine, seed, out)
 
     def work(progress: "Progress") -> dict[str, Any]:
         from simulations.experiment import run_experiment
@@ -111,7 +125,8 @@ def resume(folder: Path, as_json: bool, no_report: bool, quiet: bool) -> None:
         from fedsparse.runs import RunFolder
         from simulations.experiment import resume_experiment
 
-        if RunFolder.open(folder).finished:
+        run = RunFolder.open(folder)
+        if run.finished and not run.lost():
             progress.note(f"'{folder}' is finished; there is nothing to resume")
         return resume_experiment(folder, progress=progress)
 
@@ -121,7 +136,12 @@ def resume(folder: Path, as_json: bool, no_report: bool, quiet: bool) -> None:
 
 @click.command(epilog=REPORT_EXAMPLES, short_help="Write one page about one run or several.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=_path)
-@click.option("--out", type=_path, metavar="FILE", help="The page; report.html if unset.")
+@click.option(
+    "--out",
+    type=_path,
+    metavar="FILE",
+    help="The page; if unset report.html in RUN, or beside the folders of several.",
+)
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write one self-contained page about a run, finished or not, or several side by side."""
     from simulations.report import write_report
@@ -156,6 +176,7 @@ def command_of(
     assignments: tuple[str, ...],
     engine: str | None,
     seed: int | None,
+    out: Path | None,
 ) -> str:
     """Return the exact command that repeats a run."""
     words = ["fedsparse", "run"]
@@ -164,6 +185,7 @@ def command_of(
         words += ["--set", assignment]
     words += ["--engine", engine] if engine is not None else []
     words += ["--seed", str(seed)] if seed is not None else []
+    words += ["--out", str(out)] if out is not None else []
     return shlex.join(words)
 
 
@@ -178,6 +200,29 @@ def free_folder(stem: str, config: "Config") -> Path:
     return folder
 
 
+def _check_way(folder: Path) -> None:
+    """Refuse a run folder whose place, or a folder above it, is something else."""
+    from fedsparse.errors import RunFolderError
+
+    for place in (*reversed(folder.parents), folder):
+        if os.path.lexists(place) and not place.is_dir():
+            what = "a file" if place.exists() else "a link that leads nowhere"
+            raise RunFolderError(f"'{place}' is {what}, not a folder; choose another --out")
+
+
+@contextmanager
+def _flower_quiet(quiet: bool) -> Iterator[None]:
+    """Keep what Flower's strategies log at each step off stderr; warnings stay unless quiet."""
+    from flwr.common.logger import FLOWER_LOGGER
+
+    level = FLOWER_LOGGER.level
+    FLOWER_LOGGER.setLevel(logging.ERROR if quiet else logging.WARNING)
+    try:
+        yield
+    finally:
+        FLOWER_LOGGER.setLevel(level)
+
+
 def _watched(
     work: Callable[["Progress"], dict[str, Any]], folder: Path, quiet: bool, heading: str = ""
 ) -> dict[str, Any]:
@@ -187,7 +232,8 @@ def _watched(
 
     progress = Silent() if quiet else watcher(heading)
     try:
-        return work(progress)
+        with _flower_quiet(quiet):
+            return work(progress)
     except KeyboardInterrupt:
         progress.stop()
         begun = (folder / "run.json").exists()

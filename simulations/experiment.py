@@ -15,6 +15,7 @@ from fedsparse.config import Config
 from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress, Silent
+from simulations import capacity
 from strategies import foreign, server_app
 from strategies.execute import execute
 from strategies.task import Task
@@ -45,26 +46,44 @@ def run_experiment(
 def resume_experiment(path: Path, *, progress: Progress | None = None) -> Summary:
     """Continue an interrupted run to the same bits as one that was never interrupted.
 
-    A finished run is left as it is and its summary returned. Raises RunFolderError for an
-    unfinished one that Flower carries: its clients are not ours to simulate.
+    A finished run is left as it is and its summary returned; a model, mask or summary that
+    it lost is made again. Raises RunFolderError for an unfinished one that Flower carries: its
+    clients are not ours to simulate.
     """
     folder = RunFolder.open(path)
+    progress = progress or Silent()
     if folder.finished:
-        return folder.summary()
-    if folder.command == server_app.COMMAND:
+        if not (lost := folder.lost()):
+            return folder.summary()
+        _check_remakable(folder, lost)
+        progress.note(f"{', '.join(lost)}: missing or damaged, made again")
+    elif folder.command == server_app.COMMAND:
         raise RunFolderError(
             f"'{path}' is a run of `{server_app.COMMAND}`; to go on, set FEDSPARSE_OUT to "
             f"'{path.absolute()}' and start it the same way again"
         )
     with folder.lock():
+        check_engine(folder.config)
         task = Task.of(folder.config)
-        return _drive(task, foreign.make(task), folder, progress or Silent())
+        return _drive(task, foreign.make(task), folder, progress)
+
+
+def _check_remakable(folder: RunFolder, lost: list[str]) -> None:
+    """Refuse to finish a run again that has lost what its last checkpoint does not hold."""
+    gone = [name for name in lost if name in ("metrics.jsonl", "clients.parquet")]
+    ended = folder.checkpoints()[-1:] == [folder.config.run.rounds]
+    if gone or not ended or folder.command == server_app.COMMAND:
+        raise RunFolderError(
+            f"'{folder.path / (gone or lost)[0]}' of a finished run is missing or damaged and "
+            "cannot be made again; start again with another --out"
+        )
 
 
 def _drive(task: Task, strategy: Any, folder: RunFolder, progress: Progress) -> Summary:
     """Carry the run on the engine that the configuration names."""
     engine = choose_engine(task)
-    progress.note(f"engine: {engine}, {workers_of(task.config)} worker(s)")
+    carried = "" if engine == "inline" else f", {workers_of(task.config)} worker(s)"
+    progress.note(f"engine: {engine}{carried}")
 
     def on(grid: Grid) -> Summary:
         if hasattr(grid, "progress"):
@@ -78,7 +97,8 @@ def _drive(task: Task, strategy: Any, folder: RunFolder, progress: Progress) -> 
 
 
 def check_engine(config: Config) -> None:
-    """Refuse what an engine cannot do; raises ConfigError."""
+    """Refuse what an engine cannot do; raises ConfigError, or GridError for a lost cluster."""
+    capacity.check(config.engine)
     if config.engine.name == "flower" and config.client.keep_optimizer:
         raise ConfigError(
             "client.keep_optimizer = true: Flower's engine gives no access to its clients' state, "

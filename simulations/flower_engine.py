@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsparse.errors import GridError
+from simulations import capacity
 from simulations.flower_internals import abandon, load_app
 
 T = TypeVar("T")
@@ -38,9 +39,11 @@ def run_with_flower(
     """Run `server_main` over Flower's engine and return what it returns.
 
     `workers` clients run at once, one CPU each. Raises what `server_main` raises,
-    KeyboardInterrupt after the engine has stopped, and GridError when the engine fails or
-    Ray already runs in this process (the engine would take it over and shut it down).
+    KeyboardInterrupt after the engine has stopped, ConfigError when this machine has no room
+    for so many workers, and GridError when the engine fails or Ray already runs in this
+    process (the engine would take it over and shut it down).
     """
+    capacity.check_workers(workers)
     loaded = load_app(client_app) if isinstance(client_app, str) else client_app
     if ray.is_initialized():
         raise GridError("Ray already runs in this process; close the other grid first")

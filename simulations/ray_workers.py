@@ -28,6 +28,7 @@ from flwr.app import ArrayRecord, Metadata
 from ray.exceptions import RayError, RayTaskError
 
 from fedsparse.errors import GridError
+from simulations import capacity
 from simulations import flower_internals as internals
 from simulations.grid import Task, TaskResult, failure, perform
 
@@ -78,8 +79,9 @@ class _Worker:
 class RayExecutor:
     """Carries tasks to `workers` Ray actors, on this machine or on the cluster at `address`.
 
-    Raises GridError when the ClientApp cannot be imported, or Ray cannot be started or has
-    fewer CPUs than `workers`. A client that is at work when the time limit comes is stopped
+    Raises GridError when the ClientApp cannot be imported, or Ray cannot be started, does not
+    answer or has fewer CPUs than `workers`; ConfigError when this machine has no room for so
+    many. A client that is at work when the time limit comes is stopped
     with its worker.
     """
 
@@ -190,6 +192,10 @@ def _report(task: Task, error: RayError) -> TaskResult:
 
 def _start_ray(workers: int, address: str | None) -> None:
     """Start Ray here, quietly, or join the cluster at `address`."""
+    if address is None:
+        capacity.check_workers(workers)
+    else:
+        capacity.check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:

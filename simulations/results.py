@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsparse.config import read_toml
 from fedsparse.errors import RunFolderError
 from fedsparse.runs import RunFolder
 
@@ -95,21 +94,22 @@ class Results:
 
 
 def read(path: Path | str) -> Results:
-    """Read a run folder; raises RunFolderError or ConfigError when it is none or broken."""
+    """Read a run folder; raises RunFolderError when it is none or broken."""
     run = RunFolder.open(path)
+    summary = run.summary() if run.finished else None
     return Results(
         name=run.path.resolve().name or str(run.path),
         path=run.path,
         command=run.command,
         settings={
             section: values
-            for section, values in read_toml(run.path / "config.toml").items()
+            for section, values in run.settings().items()
             if isinstance(values, dict)
         },
-        metrics=run.metrics(),
+        metrics=_metrics(run),
         clients=run.clients(),
         partition=_partition(run),
-        summary=run.summary() if run.finished else None,
+        summary=summary,
     )
 
 
@@ -135,16 +135,30 @@ def distinct_names(runs: Sequence[Results]) -> list[str]:
     return names
 
 
+def _metrics(run: RunFolder) -> list[Row]:
+    """Return the rounds' rows: all of a finished run, or what an unfinished one has so far."""
+    path = run.path / "metrics.jsonl"
+    if run.finished and path.name in run.lost():
+        raise RunFolderError(f"'{path}' is missing or damaged; start again with another --out")
+    rows = run.metrics()
+    if not rows and (run.checkpoints() or (path.exists() and path.stat().st_size)):
+        raise RunFolderError(
+            f"'{path}' holds no whole row; `fedsparse resume {run.path}` goes on or says why not"
+        )
+    return rows
+
+
 def _partition(run: RunFolder) -> NDArray[np.float64] | None:
     if not (run.path / "partition.json").exists():
         return None
-    found = run.read_json("partition.json")
+    path, remedy = run.path / "partition.json", "delete it for a report without it"
+    found = run.read_json(path.name, remedy)
     try:
         counts = np.array(found["counts"], dtype=np.float64)
     except (KeyError, TypeError, ValueError):
         counts = np.empty(0)
     if counts.ndim != 2 or not np.isfinite(counts).all() or (counts < 0).any():
         raise RunFolderError(
-            f"'{run.path / 'partition.json'}' does not hold counts of samples, clients x classes"
+            f"'{path}' does not hold counts of samples, clients x classes; {remedy}"
         )
     return counts if counts.size else None

@@ -7,6 +7,8 @@ that a checkpoint can hold are in it, and others are named by `lost`.
 import functools
 import inspect
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,11 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedsparse import models, registry, wire
-from fedsparse.config import StrategySettings
-from fedsparse.errors import ConfigError, ModelError, RunFolderError
+from fedsparse.config import StrategySettings, settings_of
+from fedsparse.errors import ConfigError, FedSparseError, GridError, ModelError, RunFolderError
 from fedsparse.runs import tree
 from fedsparse.sparsity import State
-from strategies.base import SparseStrategy
+from strategies.base import SparseStrategy, one_line
 from strategies.task import Task
 
 WRAPPED = "wrapped strategy"
@@ -26,6 +28,12 @@ WRAPPED = "wrapped strategy"
 
 ARRAYS = "array record"
 """Key of the arrays of an attribute that is an `ArrayRecord`."""
+
+NODES = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+"""How many nodes a strategy of Flower's FedAvg family waits for."""
+
+FRACTIONS = ("fraction_train", "fraction_evaluate")
+"""Of the nodes that are there, those that it asks."""
 
 
 def make(task: Task) -> Strategy:
@@ -40,11 +48,68 @@ def make(task: Task) -> Strategy:
         return cls(task)
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         raise ConfigError(f"strategy.name = '{section['name']}' is no Flower Strategy class")
+    _check_unused(section)
     extra = {k: v for k, v in section.items() if k not in StrategySettings.model_fields}
+    _check_numbers(cls, extra)
     try:
-        return cls(**_defaults(cls, task), **extra)
-    except TypeError as error:
+        strategy = cls(**_defaults(cls, task), **extra)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"strategy '{section['name']}' refused its settings: {error}") from None
+    _check_nodes(strategy, task.config.fleet.clients)
+    return strategy
+
+
+@contextmanager
+def guarded(strategy: Strategy, round_number: int) -> Iterator[None]:
+    """Turn what another maker's strategy raises into a GridError; errors of ours go through."""
+    try:
+        yield
+    except (FedSparseError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(strategy, SparseStrategy):
+            raise
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
+        name = type(strategy).__name__
+        raise GridError(f"strategy {name} failed in round {round_number}: {reason}") from error
+
+
+def _check_unused(section: Mapping[str, Any]) -> None:
+    """Refuse keys of fedsparse's own that would do nothing; raises ConfigError."""
+    for key, field in settings_of(section["name"]).model_fields.items():
+        own = key in StrategySettings.model_fields and key != "name"
+        if own and section.get(key, field.default) != field.default:
+            raise ConfigError(
+                f"strategy.{key} = {section[key]!r}: strategy '{section['name']}' sends dense "
+                f"arrays as they are and takes none; leave it at {field.default!r}"
+            )
+
+
+def _check_numbers(cls: type, extra: Mapping[str, Any]) -> None:
+    """Refuse what is no number where the constructor says `int` or `float`.
+
+    Many a strategy takes anything and fails in its first round. Raises ConfigError.
+    """
+    parameters = _parameters(cls)
+    for key, value in extra.items():
+        said = parameters[key].annotation if key in parameters else None
+        whole = said in (int, "int")
+        number = isinstance(value, int) or (isinstance(value, float) and not whole)
+        if (whole or said in (float, "float")) and (isinstance(value, bool) or not number):
+            must = "a whole number" if whole else "a number"
+            raise ConfigError(f"strategy.{key} = {value!r}: must be {must}")
+
+
+def _check_nodes(strategy: Strategy, clients: int) -> None:
+    """Refuse a strategy that would wait for ever for more nodes; raises ConfigError."""
+    limits = {**dict.fromkeys(NODES, clients), **dict.fromkeys(FRACTIONS, 1)}
+    for key, most in limits.items():
+        value = getattr(strategy, key, None)
+        if isinstance(value, int | float) and value > most:
+            raise ConfigError(
+                f"strategy.{key} = {value} asks for more nodes than fleet.clients = {clients}; "
+                f"lower it to {most} or less"
+            )
 
 
 def _defaults(cls: type, task: Task) -> dict[str, Any]:
@@ -64,15 +129,15 @@ def _defaults(cls: type, task: Task) -> dict[str, Any]:
     return {k: v for k, v in wanted.items() if k in accepted and k not in given}
 
 
-def _parameters(cls: type) -> set[str]:
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return the constructor's keywords; one with **kwargs takes those of its parents."""
-    found: set[str] = set()
+    found: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
         init = parent.__dict__.get("__init__")
         if init is None:
             continue
         parameters = inspect.signature(init).parameters
-        found |= set(parameters)
+        found = {**parameters, **found}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
     return found

@@ -94,11 +94,12 @@ class RoundLoop:
         started = time.perf_counter()
         self.seed_foreign(number)
         before = self.mask
-        asked = list(
-            self.strategy.configure_train(
-                number, self.arrays, self.message_config(number), self.grid
+        with foreign.guarded(self.strategy, number):
+            asked = list(
+                self.strategy.configure_train(
+                    number, self.arrays, self.message_config(number), self.grid
+                )
             )
-        )
         replies = self.grid.send_and_receive(asked, timeout=self.config.engine.timeout)
         traffic = self.grid.read_traffic()
         try:
@@ -118,7 +119,8 @@ class RoundLoop:
         if isinstance(self.strategy, SparseStrategy):
             self.strategy.learn(number, replies)
             return
-        arrays, _ = self.strategy.aggregate_train(number, replies)
+        with foreign.guarded(self.strategy, number):
+            arrays, _ = self.strategy.aggregate_train(number, replies)
         if arrays is not None:
             self.arrays = arrays
 
@@ -142,16 +144,18 @@ class RoundLoop:
         if not fleet.evaluate_clients or not self.config.data.client_test_fraction:
             return
         self.seed_foreign(number)
-        asked = list(
-            self.strategy.configure_evaluate(
-                number, self.arrays, self.message_config(number), self.grid
+        with foreign.guarded(self.strategy, number):
+            asked = list(
+                self.strategy.configure_evaluate(
+                    number, self.arrays, self.message_config(number), self.grid
+                )
             )
-        )
         done = {row["client"] for row in self.folder.clients() if row["kind"] == "evaluate"}
         if len(done) >= len(asked):
             return
         replies = self.grid.send_and_receive(asked, timeout=self.config.engine.timeout)
-        self.strategy.aggregate_evaluate(number, replies)
+        with foreign.guarded(self.strategy, number):
+            self.strategy.aggregate_evaluate(number, replies)
         traffic = self.grid.read_traffic()
         rows = self.client_rows(number, "evaluate", asked, replies, traffic)
         self.folder.append_clients([row for row in rows if row["client"] not in done])
@@ -259,7 +263,7 @@ class RoundLoop:
 
     def restore(self) -> int:
         """Load the newest checkpoint and return its round; -1 when there is none."""
-        found = self.folder.latest_checkpoint()
+        found = self.folder.latest_checkpoint(self.progress.note)
         if found is None:
             self.folder.rewind(-1)
             return -1

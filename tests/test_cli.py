@@ -2,11 +2,13 @@
 
 import errno
 import json
+import logging
 import subprocess
 import sys
 
 import click
 import pytest
+from flwr.common.logger import FLOWER_LOGGER
 
 import fedsparse.registry
 from fedsparse import cli
@@ -70,7 +72,8 @@ print(*sorted(heavy & set(sys.modules)))
         (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
         (["zzz"], "unknown command 'zzz'; choose one of: run, resume, report, list, doctor"),
         (["--versoin"], "--version"),
-        (["list", "modles"], "'models'"),
+        (["list", "modles"], "unknown kind 'modles'; did you mean 'models'?"),
+        (["list", "strategy"], "unknown kind 'strategy'; did you mean 'strategies'?"),
         (["resume", "x", "--jsn"], "--json"),
     ],
 )
@@ -95,6 +98,8 @@ class Unverified(FedSparseError):
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "memory"),
         (OSError(errno.ENOSPC, "full", "runs/a"), 2, "no space left for 'runs/a'"),
         (OSError(errno.EROFS, "read-only", "runs/a"), 2, "'runs/a' cannot be written"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a"), 2, "'a' cannot be used: File na"),
+        (OSError(errno.ELOOP, "Too many links", "a"), 2, "'a' cannot be used: Too many links"),
     ],
 )
 def test_errors_are_one_line_and_a_code(capsys, error, code, said):
@@ -107,6 +112,18 @@ def test_errors_are_one_line_and_a_code(capsys, error, code, said):
     assert captured.err.startswith("fedsparse: error: ")
     assert said in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_of_a_long_message_the_beginning_and_the_end_are_shown(capsys):
+    def work():
+        raise FedSparseError(f"value = {'x' * 50_000}: give another")
+
+    assert cli.exit_code(work) == 2
+    line = capsys.readouterr().err.removeprefix("fedsparse: error: ")
+    assert len(line) < cli.LONGEST + 10
+    assert line.startswith("value = xxx")
+    assert " ... " in line
+    assert line.endswith("xxx: give another\n")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), OSError(errno.EIO, "broken disk")])
@@ -226,9 +243,31 @@ def test_by_default_the_demo_and_a_table_for_people(tmp_path, monkeypatch):
     assert repeated == "fedsparse run --preset demo " + " ".join(sets) + " --engine inline"
 
 
-def test_quiet_says_nothing(tmp_path):
-    result = invoke("run", tiny_toml(tmp_path), "--out", tmp_path / "out", "--quiet", "--no-report")
-    assert (result.exit_code, result.stderr) == (0, "")
+@pytest.mark.parametrize("strategy", ["fedtiny", "flwr.serverapp.strategy:FedAvg"])
+def test_quiet_says_nothing(tmp_path, caplog, monkeypatch, strategy):
+    monkeypatch.setattr(FLOWER_LOGGER, "handlers", [caplog.handler])
+    out, name = tmp_path / "it's here", f"strategy.name={strategy}"
+    options = ("--set", name, "--out", out, "--quiet", "--no-report")
+    result = invoke("run", tiny_toml(tmp_path), *options)
+    assert (result.exit_code, result.stderr, caplog.messages) == (0, "", [])
+    quoted = str(out).replace("'", "'\"'\"'")
+    assert RunFolder.open(out).command.endswith(f" --out '{quoted}'")
+
+
+@pytest.mark.parametrize(("quiet", "shown"), [(False, [logging.WARNING]), (True, [])])
+def test_of_flowers_words_warnings_are_shown_unless_quiet(tmp_path, monkeypatch, quiet, shown):
+    levels = []
+
+    def work(*args, **kwargs):
+        found = (logging.INFO, logging.WARNING)
+        levels.extend(level for level in found if FLOWER_LOGGER.isEnabledFor(level))
+        raise FedSparseError("the end")
+
+    before = FLOWER_LOGGER.level
+    monkeypatch.setattr("simulations.experiment.run_experiment", work)
+    invoke("run", tiny_toml(tmp_path), "--out", tmp_path / "out", *["--quiet"] * quiet)
+    assert levels == shown
+    assert FLOWER_LOGGER.level == before
 
 
 def test_without_the_report_extra_a_line_says_so(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 
 import pytest
 
@@ -140,6 +141,15 @@ def test_folders_that_are_no_run(place, command):
         (["data.name=idx", "data.path=nowhere"], ["data.path = 'nowhere'"]),
         (["strategy.name=fedavg", "strategy.density=0.1"], ["fedavg is dense"]),
         (["strategy.name=json:JSONDecoder"], ["json:JSONDecoder", "no Flower Strategy"]),
+        (["data.name=json:dumps"], ["dataset 'json:dumps'", "no function f(config, seed)"]),
+        (["data.name=builtins:max"], ["dataset 'builtins:max'", "no function f(config, seed)"]),
+        (["data.name=math:pi"], ["dataset 'math:pi'", "not a callable"]),
+        (["data.name=types:SimpleNamespace"], ["dataset 'types:SimpleNamespace'"]),
+        (["data.name=" + "x" * 50_000], ["unknown dataset 'xxx", "choose one of"]),
+        (["model.name=json:dumps"], ["model 'json:dumps'", "f(input_shape, classes, width)"]),
+        (["model.name=os:getcwd"], ["model 'os:getcwd'", "f(input_shape, classes, width)"]),
+        (["engine.name=ray", "engine.workers=4096"], ["engine.workers = 4096", "or fewer"]),
+        (["engine.name=flower", "engine.workers=4096"], ["engine.workers = 4096", "or fewer"]),
     ],
 )
 def test_what_does_not_go_together(place, assignments, said):
@@ -147,6 +157,49 @@ def test_what_does_not_go_together(place, assignments, said):
     line = refused(place, "run", *sets)
     for words in said:
         assert words in line
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_a_cluster_that_does_not_answer(place, form):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: whoever connects is refused
+        address = form.format(f"127.0.0.1:{taken.getsockname()[1]}")
+        line = refused(place, "run", "--set", f"engine.ray_address={address}")
+    assert f"engine.ray_address = '{address}'" in line
+    assert "`ray start --head`" in line
+
+
+@pytest.mark.parametrize(
+    ("strategy", "assignment", "said"),
+    [
+        ("FedAvg", "min_train_nodes=50", "= 50 asks for more nodes than fleet.clients = 10"),
+        ("FedAvg", "min_evaluate_nodes=50", "= 50 asks for more nodes than fleet.clients = 10"),
+        ("FedAvg", "min_available_nodes=50", "= 50 asks for more nodes than fleet.clients = 10"),
+        ("FedAvg", "fraction_train=2.0", "= 2.0 asks for more nodes than fleet.clients = 10"),
+        ("FedAvg", "min_train_nodes=2.5", "= 2.5: must be a whole number"),
+        ("FedTrimmedAvg", "beta=0.9", "refused its settings: `beta` must be in the range"),
+        ("FedAdam", "eta=abc", "= 'abc': must be a number"),
+        ("FedAdam", "eta=true", "= True: must be a number"),
+        ("FedAdam", "etaa=0.1", "refused its settings: FedAdam.__init__() got an unexpected"),
+        ("FedAdam", "density=0.5", "= 0.5: strategy 'flwr.serverapp.strategy:FedAdam' sends dense"),
+        ("FedAdam", "values=int8", "leave it at 'f32'"),
+    ],
+)
+def test_settings_of_flowers_strategies(place, strategy, assignment, said):
+    name = f"strategy.name=flwr.serverapp.strategy:{strategy}"
+    assert said in refused(place, "run", "--set", name, "--set", f"strategy.{assignment}")
+
+
+def test_output_folder_with_something_in_its_way(place):
+    tiny_toml(place)
+    (place / "loop").symlink_to("loop")
+    for out, said in {
+        "": "'--out': it is empty",
+        "tiny.toml/deep/x": "'tiny.toml' is a file, not a folder",
+        "loop/x": "'loop' is a link that leads nowhere",
+        "x" * 300: "File name too long",
+    }.items():
+        assert said in refused(place, "run", "tiny.toml", "--out", out)
 
 
 def test_output_folder_that_holds_something(place):

@@ -25,7 +25,11 @@ def load(data: DataConfig, *, clients: int, seed: int) -> FederatedData:
 @lru_cache(maxsize=2)
 def _load(text: str, clients: int, seed: int) -> FederatedData:
     data = DataConfig.model_validate_json(text)
-    source: Source = registry.load("datasets", data.name)(data, seed)
+    source = registry.call("datasets", data.name, data, seed)
+    if not isinstance(source, Source):
+        raise DataError(
+            f"dataset '{data.name}' returned a {type(source).__name__}, not a fedsparse.data.Source"
+        )
     needed = clients * data.min_per_client + data.public_samples
     limit = min(len(source.train), data.samples or len(source.train))
     if needed > limit:

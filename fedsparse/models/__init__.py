@@ -16,14 +16,15 @@ def build(
 ) -> nn.Module:
     """Build a model of the zoo, or of a dotted path, with fresh weights.
 
-    `input_shape` is that of one sample. Raises UnknownNameError, and ModelError for a
-    width that is not positive or an input that the model cannot take.
+    `input_shape` is that of one sample. Raises UnknownNameError, ConfigError for what is no
+    such function, and ModelError for a width that is not positive or an input that the model
+    cannot take.
     """
     if not (math.isfinite(width) and width > 0):
         raise ModelError(f"model.width = {width}: must be a positive number")
     if classes < 1:
         raise ModelError(f"a model with {classes} classes cannot be built; pass 1 or more")
-    model = registry.load("models", name)(input_shape, classes, width)
+    model = registry.call("models", name, input_shape, classes, width)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model '{name}' returned a {type(model).__name__}, not a torch module")
     return model

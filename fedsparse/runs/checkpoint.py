@@ -7,9 +7,8 @@ written last and so commits it. Both carry a SHA-256. Equal trees give equal byt
 import hashlib
 import json
 import re
-import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +60,28 @@ def load(folder: Path, round_number: int) -> dict[str, Any]:
         raise RunFolderError(
             f"checkpoint '{path}' cannot be read: {error.strerror or error}"
         ) from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunFolderError(f"checkpoint '{path}' is damaged: {reason}") from error
     return dict(tree)
 
 
-def latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
+def latest(folder: Path, note: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
     """Return the newest whole checkpoint with its round, or None when there is none.
 
-    Warns of each damaged one that is passed over; raises RunFolderError when all are.
+    Notes each damaged one that is passed over; raises RunFolderError when all are.
     """
-    found = rounds(folder)
-    for round_number in reversed(found):
+    damaged = []
+    for round_number in reversed(rounds(folder)):
         try:
-            return round_number, load(folder, round_number)
+            tree = load(folder, round_number)
         except RunFolderError as error:
-            warnings.warn(f"{error}; going back to the one before", stacklevel=3)
-    if found:
+            damaged.append(f"{error}; going back to the one before")
+            continue
+        for text in damaged:
+            note(text)
+        return round_number, tree
+    if damaged:
         raise RunFolderError(
             f"every checkpoint in '{folder}' is damaged; start again with another --out"
         )

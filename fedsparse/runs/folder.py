@@ -1,16 +1,18 @@
 """The run folder: one folder holds all that a run was told, measured and made.
 
-`config.toml`, `run.json` (the command), `metrics.jsonl`, client rows, `checkpoints/`, and
-at the end `model.safetensors`, `mask.safetensors`, `clients.parquet` and, last,
-`summary.json`. Whenever the process dies, what is there is whole and can be resumed.
+`config.toml`, `run.json` (the command, and what tells changes and damage), `metrics.jsonl`,
+client rows, `checkpoints/`, and at the end `model.safetensors`, `mask.safetensors`,
+`clients.parquet` and, last, `summary.json`. Whenever the process dies, what is there is whole
+and can be resumed.
 """
 
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -20,21 +22,25 @@ import safetensors.numpy
 
 import fedsparse
 from fedsparse.config import Config, read_toml, resolve
-from fedsparse.errors import RunFolderError
-from fedsparse.runs import checkpoint, tables
+from fedsparse.errors import ConfigError, RunFolderError
+from fedsparse.runs import checkpoint, rows, tables
 from fedsparse.runs.atomic import remove_leftovers, sync_folder, write_file, writing
 from fedsparse.runs.tables import Row
 from fedsparse.sparsity.mask import Mask, State
 
-_MARK = "run.json"
+_MARK, _CONFIG, _SUMMARY = "run.json", "config.toml", "summary.json"
+_RESULTS = ("model.safetensors", "mask.safetensors", "clients.parquet", "metrics.jsonl")
+_START_AGAIN = "start again with another --out"
+_PUT_BACK = f"put it back, or {_START_AGAIN}"
 
 
 class RunFolder:
     """A run on the disk. Make one with `create` or `open`; write while holding `lock`."""
 
-    def __init__(self, path: Path, command: str) -> None:
+    def __init__(self, path: Path, mark: Mapping[str, Any]) -> None:
         self.path = path
-        self.command = command
+        self._mark = dict(mark)
+        self.command: str = mark["command"]
         """The exact command that repeats the run."""
 
     @classmethod
@@ -46,14 +52,14 @@ class RunFolder:
         """
         path = Path(path)
         _check_free(path)
-        mark = {"fedsparse": fedsparse.__version__, "command": command}
-        files = {"config.toml": config.to_toml(), _MARK: tables.to_json(mark) + "\n"}
+        mark = {"fedsparse": fedsparse.__version__, "command": command, "config": _plain(config)}
+        files = {_CONFIG: config.to_toml(), _MARK: tables.to_json(mark) + "\n"}
         with writing(path):
             if path.exists():
                 _fill(path, files)
             else:
                 _make_beside(path, files)
-        run = cls(path, command)
+        run = cls(path, mark)
         run.config = config
         return run
 
@@ -67,15 +73,49 @@ class RunFolder:
             raise RunFolderError(
                 f"'{path}' is not a run folder; give the folder that `fedsparse run` wrote"
             )
-        mark = _read_json(path / _MARK)
-        if not isinstance(mark, dict) or not isinstance(mark.get("command"), str):
-            raise RunFolderError(f"'{path / _MARK}' does not hold a run's command; restore it")
-        return cls(path, mark["command"])
+        mark = _read_json(path / _MARK, _START_AGAIN)
+        kinds = {"command": str, "config": dict, "files": dict}
+        if not isinstance(mark, dict) or not all(
+            isinstance({"files": {}, **mark}.get(key), kind) for key, kind in kinds.items()
+        ):
+            raise RunFolderError(
+                f"'{path / _MARK}' does not hold a run's command and configuration; {_START_AGAIN}"
+            )
+        return cls(path, mark)
 
     @cached_property
     def config(self) -> Config:
-        """The run's configuration with all defaults; raises ConfigError when it is broken."""
-        return resolve(read_toml(self.path / "config.toml"))
+        """The run's configuration with all defaults.
+
+        Raises RunFolderError when it is broken, or is not the one that the run began with;
+        `[engine]` may change, for no result depends on it.
+        """
+        try:
+            config = resolve(self.settings())
+        except ConfigError as error:
+            raise RunFolderError(f"{self._config_file}: {error}; {_PUT_BACK}") from error
+        began, now = _keys(self._mark["config"]), _keys(_plain(config))
+        for key in {**began, **now}:
+            if began.get(key) != now.get(key) and not key.startswith("engine."):
+                raise RunFolderError(
+                    f"{self._config_file}: {key} is {_said(now.get(key))}, but the run began "
+                    f"with {_said(began.get(key))}; {_PUT_BACK}"
+                )
+        return config
+
+    def settings(self) -> dict[str, Any]:
+        """Return `config.toml` as written; raises RunFolderError when missing or damaged."""
+        if not (self.path / _CONFIG).exists():
+            raise RunFolderError(f"{self._config_file} is missing; {_START_AGAIN}")
+        try:
+            found = read_toml(self.path / _CONFIG)
+        except ConfigError as error:
+            raise RunFolderError(
+                f"{self._config_file} is damaged: {error}; {_START_AGAIN}"
+            ) from error
+        if not found:
+            raise RunFolderError(f"{self._config_file} is damaged: it is empty; {_START_AGAIN}")
+        return found
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -117,10 +157,10 @@ class RunFolder:
         """Return the rows of all rounds so far; a torn last line is ignored."""
         return tables.read(self._metrics)
 
-    def append_clients(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def append_clients(self, added: Sequence[Mapping[str, Any]]) -> None:
         """Add a round's rows of clients."""
         with writing(self.path):
-            tables.append(self._clients, rows)
+            tables.append(self._clients, added)
 
     def clients(self) -> list[Row]:
         """Return the rows of clients so far."""
@@ -129,12 +169,18 @@ class RunFolder:
         return tables.read_parquet(self._clients_done)
 
     def rewind(self, round_number: int) -> None:
-        """Drop what belongs to rounds after `round_number`, so that a resumed run repeats them."""
-        tables_now = ((self._metrics, self.metrics()), (self._clients, self.clients()))
+        """Drop what belongs to rounds after `round_number`, so that a resumed run repeats them.
+
+        Raises RunFolderError, and drops nothing, when rows of the rounds before are missing.
+        """
+        metrics = rows.until(self.metrics(), round_number)
+        clients = rows.until(self.clients(), round_number)
+        rows.check_metrics(self._metrics, metrics, round_number)
+        rows.check_clients(self._clients, clients, metrics)
         with writing(self.path):
-            (self.path / "summary.json").unlink(missing_ok=True)
-            for path, rows in tables_now:
-                tables.rewrite(path, [row for row in rows if row.get("round", 0) <= round_number])
+            (self.path / _SUMMARY).unlink(missing_ok=True)
+            for path, kept in ((self._metrics, metrics), (self._clients, clients)):
+                tables.rewrite(path, kept)
             later = [r for r in self.checkpoints() if r > round_number]
             checkpoint.remove(self._checkpoints, later)
 
@@ -144,9 +190,9 @@ class RunFolder:
         with writing(self.path):
             write_file(self.path / name, text.encode())
 
-    def read_json(self, name: str) -> Any:
-        """Return a JSON file of the folder; raises RunFolderError when missing or broken."""
-        return _read_json(self.path / name)
+    def read_json(self, name: str, remedy: str = "restore it") -> Any:
+        """Return a JSON file of the folder; RunFolderError with `remedy` when it is broken."""
+        return _read_json(self.path / name, remedy)
 
     def save_checkpoint(self, round_number: int, tree: Mapping[str, Any]) -> None:
         """Write the state after a round; the newest `run.keep_checkpoints` are kept.
@@ -157,12 +203,12 @@ class RunFolder:
             keep = self.config.run.keep_checkpoints
             checkpoint.save(self._checkpoints, round_number, tree, keep=keep)
 
-    def latest_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
+    def latest_checkpoint(self, note: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
         """Return the newest whole checkpoint and its round, None when none was written.
 
-        Warns of damaged ones that it passes over; RunFolderError when all are damaged.
+        `note` is told of damaged ones that are passed over; RunFolderError when all are.
         """
-        return checkpoint.latest(self._checkpoints)
+        return checkpoint.latest(self._checkpoints, note)
 
     def checkpoints(self) -> list[int]:
         """Return the rounds that have a checkpoint, in rising order."""
@@ -176,13 +222,23 @@ class RunFolder:
             if mask is not None:
                 write_file(self.path / "mask.safetensors", mask.to_bytes())
             tables.write_parquet(self._clients_done, self.clients())
-            self.write_json("summary.json", summary)
+            last = (tables.to_json(summary) + "\n").encode()
+            digests = {name: _digest(self.path / name) for name in _RESULTS}
+            digests[_SUMMARY] = hashlib.sha256(last).hexdigest()
+            self._mark["files"] = {name: digest for name, digest in digests.items() if digest}
+            self.write_json(_MARK, self._mark)
+            write_file(self.path / _SUMMARY, last)
             self._clients.unlink(missing_ok=True)
+
+    def lost(self) -> list[str]:
+        """Return the files that `finish` left, and the rows, that are missing or damaged now."""
+        files = self._mark.get("files", {}).items()
+        return [name for name, digest in files if _digest(self.path / name) != digest]
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return (self.path / "summary.json").is_file()
+        return (self.path / _SUMMARY).is_file()
 
     def summary(self) -> dict[str, Any]:
         """Return `summary.json`; raises RunFolderError when the run is not done."""
@@ -190,10 +246,15 @@ class RunFolder:
             raise RunFolderError(
                 f"run '{self.path}' is not finished; go on with `fedsparse resume {self.path}`"
             )
-        found = self.read_json("summary.json")
+        remedy = f"`fedsparse resume {self.path}` makes it again"
+        found = self.read_json(_SUMMARY, remedy)
         if not isinstance(found, dict):
-            raise RunFolderError(f"'{self.path / 'summary.json'}' is no JSON object; restore it")
+            raise RunFolderError(f"'{self.path / _SUMMARY}' is no JSON object; {remedy}")
         return found
+
+    @property
+    def _config_file(self) -> str:
+        return f"configuration '{self.path / _CONFIG}'"
 
     @property
     def _checkpoints(self) -> Path:
@@ -210,6 +271,29 @@ class RunFolder:
     @property
     def _clients_done(self) -> Path:
         return self.path / "clients.parquet"
+
+
+def _plain(config: Config) -> dict[str, dict[str, Any]]:
+    """Return a configuration as `run.json` gives it back."""
+    return dict(json.loads(tables.to_json(config.model_dump())))
+
+
+def _keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a configuration by dotted key."""
+    sections = {name: section for name, section in tree.items() if isinstance(section, dict)}
+    return {f"{name}.{key}": value for name in sections for key, value in sections[name].items()}
+
+
+def _said(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value)
+
+
+def _digest(path: Path) -> str | None:
+    """Return a file's SHA-256, None when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _contiguous(array: Any) -> Any:
@@ -286,12 +370,12 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, remedy: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise RunFolderError(f"run '{path.parent}' has no {path.name}; restore it") from None
+        raise RunFolderError(f"run '{path.parent}' has no {path.name}; {remedy}") from None
     except OSError as error:
         raise RunFolderError(f"'{path}' cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise RunFolderError(f"'{path}' is not valid JSON: {error}") from error
+        raise RunFolderError(f"'{path}' is not valid JSON: {error}; {remedy}") from error

@@ -100,11 +100,11 @@ def read(path: Path) -> list[Row]:
     for number, line in enumerate(lines[:-1], 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise RunFolderError(
-                f"'{path}' line {number} is not a JSON object; restore the file or start again"
+                f"'{path}' line {number} is not a JSON object; start again with another --out"
             )
         rows.append(row)
     return rows
@@ -145,7 +145,10 @@ def read_parquet(path: Path) -> list[Row]:
 
     try:
         rows: list[Row] = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunFolderError(f"'{path}' is damaged: {reason}") from error
+        raise RunFolderError(
+            f"'{path}' is damaged: {reason}; delete it for a report without its rows, "
+            "or start again with another --out"
+        ) from error
     return rows

@@ -9,8 +9,10 @@ from fedsparse import data
 from fedsparse.config import DataConfig
 from fedsparse.errors import ConfigError, DataError, UnknownNameError
 
-DIGITS = DataConfig(partition="dirichlet", alpha=0.5)
-REGRESSION = DataConfig(name="synthetic-regression", samples=200, features=8, partition="iid")
+DIGITS = DataConfig(partition="dirichlet", alpha=0.5, public_samples=0)
+REGRESSION = DataConfig(
+    name="synthetic-regression", samples=200, features=8, partition="iid", public_samples=0
+)
 
 
 def load(clients=10, seed=0, base=DIGITS, **changes):

@@ -75,7 +75,9 @@ def test_a_folder_of_splits_keeps_its_test_set(datasets, tmp_path):
 
 def test_a_column_gives_the_natural_partition(datasets, tmp_path):
     images(datasets).to_parquet(tmp_path / "all.parquet")
-    settings = config(tmp_path / "all.parquet", column="writer", partition="natural")
+    settings = config(
+        tmp_path / "all.parquet", column="writer", partition="natural", public_samples=0
+    )
     federated = data.load(settings, clients=2, seed=0)
     assert [len(part) for part in federated.partition] == [
         sum(c) for c in data.partition_counts(federated)

@@ -180,7 +180,8 @@ def test_a_column_follows_its_samples_to_the_clients(tmp_path):
     writers = np.array(["ann", "bob", "cem", "dan"])[np.arange(40) % 4]
     x = np.repeat(np.arange(40.0)[:, None], 2, 1)
     config = npz_config(tmp_path, x=x, y=np.arange(40) % 2, writer=writers)
-    config = config.model_copy(update={"column": "writer", "partition": "natural"})
+    changes = {"column": "writer", "partition": "natural", "public_samples": 0}
+    config = config.model_copy(update=changes)
     federated = data.load(config, clients=4, seed=0)
     for client in range(4):
         own = federated.train.x[federated.partition[client]][:, 0]

@@ -84,7 +84,7 @@ def test_the_seed_decides_every_value(make, config):
 
 @pytest.mark.parametrize(("config", "shape"), [(REGRESSION, (20,)), (IMAGES, (1, 10, 10))])
 def test_a_fleet_can_be_dealt_synthetic_data(config, shape):
-    config = config.model_copy(update={"partition": "iid"})
+    config = config.model_copy(update={"partition": "iid", "public_samples": 0})
     federated = data.load(config, clients=4, seed=0)
     assert federated.input_shape == shape
     assert sum(map(len, federated.partition)) == config.samples

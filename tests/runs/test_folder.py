@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from fedsparse.config import resolve
-from fedsparse.errors import FedSparseError, RunFolderError
+from fedsparse.errors import RunFolderError
 from fedsparse.runs import RunFolder, tables
 from fedsparse.sparsity.mask import Mask
 
@@ -86,22 +86,69 @@ def test_what_is_no_run_is_not_opened(tmp_path):
         assert str(tmp_path) in message(error)
 
 
-BROKEN = [b"", b"{", b"\xff\xfe", b"[]", b'{"command": 3}', b"[" * 10**5]
+BROKEN = [
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b"[]",
+    b'{"command": 3}',
+    b'{"command": "c"}',
+    b'{"command": "c", "config": {}, "files": 3}',
+    b"[" * 10**5,
+]
 
 
 @pytest.mark.parametrize("content", BROKEN)
 def test_a_broken_mark_is_named(run, content):
     (run.path / "run.json").write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"run\.json"):
+    with pytest.raises(RunFolderError, match=r"run\.json.*start again with another --out"):
         RunFolder.open(run.path)
 
 
-@pytest.mark.parametrize("content", [b"[run", b"\xff", b"[run]\nrounds = 0", b"[nope]", None])
+@pytest.mark.parametrize("content", [b"", b"[run", b"\xff", b"[run]\nrounds = 0", b"[nope]", None])
 def test_a_broken_configuration_is_named(run, content):
     path = run.path / "config.toml"
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(FedSparseError):
+    with pytest.raises(
+        RunFolderError, match=r"'.*config\.toml'.*again with another --out"
+    ) as error:
         _ = RunFolder.open(run.path).config
+    message(error)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seed = 7", "seed = 8", "run.seed is 8, but the run began with 7"),
+        ("clients = 10\n", "clients = 10\nclients_per_round = 2\n", "with unset"),
+        ("density = 1.0", "eta = 1.0", "strategy.eta is 1.0, but the run began with unset"),
+    ],
+)
+def test_a_configuration_that_was_edited_is_named_by_the_key(run, old, new, said):
+    path = run.path / "config.toml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(RunFolderError) as error:
+        _ = RunFolder.open(run.path).config
+    assert said in message(error)
+    assert "put it back" in message(error)
+
+
+def test_a_key_of_another_makers_strategy_may_not_vanish(tmp_path):
+    section = {"name": "flwr.serverapp.strategy:FedAdam", "eta": 0.5}
+    run = RunFolder.create(tmp_path / "run", resolve({"strategy": section}), command=COMMAND)
+    path = run.path / "config.toml"
+    path.write_text(path.read_text().replace("eta = 0.5\n", ""))
+    with pytest.raises(
+        RunFolderError, match=r"strategy\.eta is unset, but the run began with 0\.5"
+    ):
+        _ = RunFolder.open(run.path).config
+
+
+def test_the_engine_may_change_for_no_result_depends_on_it(run):
+    path = run.path / "config.toml"
+    text = path.read_text().replace('name = "auto"\ndevice', 'name = "inline"\nworkers = 3\ndevice')
+    path.write_text(text)
+    assert RunFolder.open(run.path).config.engine.workers == 3
 
 
 CAUSES = [
@@ -201,10 +248,23 @@ def test_a_value_that_json_lacks_is_refused_and_nothing_is_written(run):
     assert run.metrics() == []
 
 
+METRICS = {
+    "accuracy": None,
+    "loss": None,
+    "density": 1.0,
+    "bytes_up": 1,
+    "bytes_down": 2,
+    "train_flops": 3.0,
+    "peak_client_memory_bytes": 4,
+    "clients_asked": 2,
+    "seconds": 0.5,
+}
+
+
 def test_rewinding_drops_later_rounds_and_what_says_finished(run):
     for number in range(4):
-        run.append_metrics({"round": number})
-        run.append_clients([client_row(number, c) for c in range(2)])
+        run.append_metrics({"round": number, **METRICS})
+        run.append_clients([client_row(number, c, bytes_up=0, bytes_down=1) for c in range(2)])
         run.save_checkpoint(number, {"n": number})
     run.finish({"w": np.ones(2, np.float32)}, None, {"accuracy": 1.0})
     run.rewind(2)
@@ -320,12 +380,22 @@ def test_all_of_the_result_is_on_the_disk_before_the_summary_says_so(tmp_path, m
     monkeypatch.setattr(os, "fsync", syncing)
     monkeypatch.setattr(os, "replace", naming)
     finished(tmp_path / "run")
-    assert named[-4:] == [
+    assert named[-5:] == [
         ("model.safetensors", True),
         ("mask.safetensors", True),
         ("clients.parquet", True),
+        ("run.json", True),
         ("summary.json", True),
     ]
+
+
+def test_a_finished_run_knows_what_it_lost(tmp_path):
+    run, _, mask = finished(tmp_path / "run")
+    run = RunFolder.open(run.path)
+    assert run.lost() == []
+    (run.path / "model.safetensors").unlink()
+    (run.path / "mask.safetensors").write_bytes(mask.to_bytes()[:-1])
+    assert run.lost() == ["model.safetensors", "mask.safetensors"]
 
 
 def test_without_clients_the_table_is_empty_and_typed(run):

@@ -1,6 +1,8 @@
 """Ray workers and Flower's own strategies: unmodified, the same bits, and no client lost."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +103,20 @@ def test_clients_of_unlike_models_each_train_their_own(grid):
     replies = list(grid.send_and_receive(sent, timeout=60))
     trained = [reply.content["arrays"].to_numpy_ndarrays()[0].tolist() for reply in replies]
     assert trained == [[client] * 3 for client in range(CLIENTS)]  # each is at its number already
+
+
+def test_the_pages_example_of_a_foreign_app_runs_as_it_stands(grid, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text()
+    blocks = {
+        text.partition("\n")[0]: text for text in re.findall(r"```python\n(# .*?)```", page, re.S)
+    }
+    (tmp_path / "my_client.py").write_text(blocks["# my_client.py"])
+    monkeypatch.syspath_prepend(tmp_path)
+    scope = {}
+    exec(blocks["# in this process"], scope)
+    mean = np.mean(range(20)) * (1 - 0.5**3)  # half the way that is left in each of three rounds
+    np.testing.assert_allclose(scope["result"].arrays.to_numpy_ndarrays()[0], np.full(5, mean))
+    compile(blocks["# on Ray"], "on Ray", "exec")
 
 
 def test_a_dead_worker_is_replaced_and_its_clients_are_asked_again(grid, tmp_path):

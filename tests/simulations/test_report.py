@@ -281,6 +281,44 @@ def test_a_broken_file_is_named(tmp_path, file, content):
     assert not (run.path / "report.html").exists()
 
 
+@pytest.mark.parametrize("file", ["partition.json", "clients.parquet"])
+def test_a_broken_file_that_the_page_can_do_without_may_be_deleted(tmp_path, file):
+    run = make_run(tmp_path / "run", rounds=1)
+    (run.path / file).write_text("{")
+    with pytest.raises(RunFolderError, match="delete it for a report without"):
+        write_report([run.path])
+    (run.path / file).unlink()
+    assert write_report([run.path]).exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00\xff", b'{"round": 0}\n'])
+def test_a_finished_run_without_its_rounds_has_no_page(tmp_path, content):
+    run = make_run(tmp_path / "run", rounds=1)
+    path = run.path / "metrics.jsonl"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl' is missing or damaged; start again"):
+        write_report([run.path])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00\xff"])
+def test_an_unfinished_run_with_a_checkpoint_but_no_round_has_no_page(tmp_path, content):
+    run = make_run(tmp_path / "run", done=1)
+    run.save_checkpoint(1, {})
+    path = run.path / "metrics.jsonl"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl' holds no whole row"):
+        write_report([run.path])
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_missing_or_empty_configuration_is_named_with_the_remedy(tmp_path, content):
+    run = make_run(tmp_path / "run", done=1)
+    path = run.path / "config.toml"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"config\.toml' is (missing|damaged).*another --out"):
+        write_report([run.path])
+
+
 def test_a_full_disk_leaves_the_old_page(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", rounds=1)
     (run.path / "report.html").write_text("old")
