@@ -153,7 +153,7 @@ def index_table() -> Iterator[str]:
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("size", "density"), SAMPLES)
-def test_wire(benchmark, rows, size, density, form, direction):
+def bench_wire(benchmark, rows, size, density, form, direction):
     given = sample(size, density)
     encode, decode = FORMS[form]
     raw = encode(given)
