@@ -4,7 +4,7 @@ Before round 1: the server trains on its one-shot data, prunes it into a pool of
 candidates, and clients choose one by its loss under BatchNorm statistics of their own
 data (adaptive BatchNorm selection). Then, every few rounds, one block of layers has its
 mask adjusted by the largest gradients that clients find among its pruned weights
-(progressive pruning). No client ever holds a dense model or a dense gradient.
+(progressive pruning). No client is sent a dense model or asked for a dense gradient.
 """
 
 import math
