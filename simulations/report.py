@@ -83,7 +83,11 @@ COLUMNS = (
     ("bytes_down", "Sent down", "from the server to clients, all rounds together"),
     ("wall_seconds", "Wall time", "on the machine that simulated it"),
     ("train_flops", "Training work", "floating-point operations of all clients together"),
-    ("peak_client_memory_bytes", "Peak client memory", "the most that training needs on one client, as counted"),
+    (
+        "peak_client_memory_bytes",
+        "Peak client memory",
+        "the most that training needs on one client, as counted",
+    ),
     ("rounds", "Rounds", "done, of those asked for"),
 )
 """The headline figures: key of the summary, name, what it says in plain words."""
