@@ -24,13 +24,17 @@ from fedsparse.sparsity import Mask, ModelCost, State
 
 @dataclass(frozen=True)
 class Job:
-    """One message, read: who is asked, what for, with which model and data."""
+    """One message, read: who is asked, what for, with which model and data.
+
+    `shapes` are those of the prunable weights, by name.
+    """
 
     config: Config
     plan: messages.Plan
     client: int
     model: nn.Module
     schema: wire.Schema
+    shapes: Mapping[str, tuple[int, ...]]
     cost: ModelCost
     data: ClientData
 
@@ -38,11 +42,6 @@ class Job:
     def seed(self) -> int:
         """The run's seed."""
         return self.config.run.seed
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the prunable weights by name."""
-        return models.shapes(self.model, models.prunable(self.model))
 
     @property
     def lr(self) -> float:
@@ -75,7 +74,14 @@ def read_job(message: Message, context: Context) -> Job:
     built = _model(config.model.name, config.model.width, federated.input_shape, federated.classes)
     built.reset_counters()
     return Job(
-        config, plan, client, built.model, built.schema, built.cost, federated.client(client)
+        config=config,
+        plan=plan,
+        client=client,
+        model=built.model,
+        schema=built.schema,
+        shapes=built.shapes,
+        cost=built.cost,
+        data=federated.client(client),
     )
 
 
@@ -96,6 +102,7 @@ class _Built:
 
     model: nn.Module
     schema: wire.Schema
+    shapes: Mapping[str, tuple[int, ...]]
     cost: ModelCost
     counters: Mapping[str, torch.Tensor]
 
@@ -114,7 +121,8 @@ def _model(name: str, width: float, input_shape: tuple[int, ...], classes: int) 
     schema, cost = wire.Schema.of(models.get_state(model)), ModelCost.of(model, input_shape)
     state = model.state_dict()
     counters = {n: t.clone() for n, t in state.items() if not t.is_floating_point()}
-    return _Built(model, schema, cost, counters)
+    shapes = models.shapes(model, models.prunable(model))
+    return _Built(model, schema, shapes, cost, counters)
 
 
 def receive(job: Job, message: Message, held: Mask | None) -> Received:

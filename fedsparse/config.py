@@ -159,6 +159,18 @@ class Config(BaseModel):
         )
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys in which two configurations, as nested mappings, differ: (old, new)."""
+    before, after = _dotted(old), _dotted(new)
+    pairs = {key: (before.get(key), after.get(key)) for key in {**before, **after}}
+    return {key: (was, now) for key, (was, now) in pairs.items() if was != now}
+
+
+def _dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {name: section for name, section in tree.items() if isinstance(section, dict)}
+    return {f"{name}.{key}": value for name in sections for key, value in sections[name].items()}
+
+
 def resolve(tree: Mapping[str, Any]) -> Config:
     """Check a nested mapping and return the configuration with all defaults.
 

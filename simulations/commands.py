@@ -122,12 +122,8 @@ def resume(folder: Path, as_json: bool, no_report: bool, quiet: bool) -> None:
     """
 
     def work(progress: "Progress") -> dict[str, Any]:
-        from fedsparse.runs import RunFolder
         from simulations.experiment import resume_experiment
 
-        run = RunFolder.open(folder)
-        if run.finished and not run.lost():
-            progress.note(f"'{folder}' is finished; there is nothing to resume")
         return resume_experiment(folder, progress=progress)
 
     summary = _watched(work, folder, quiet)

@@ -54,6 +54,7 @@ def resume_experiment(path: Path, *, progress: Progress | None = None) -> Summar
     progress = progress or Silent()
     if folder.finished:
         if not (lost := folder.lost()):
+            progress.note(f"'{path}' is finished; there is nothing to resume")
             return folder.summary()
         _check_remakable(folder, lost)
         progress.note(f"{', '.join(lost)}: missing or damaged, made again")

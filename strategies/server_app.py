@@ -13,7 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsparse import config as configuration
-from fedsparse.config import Config
+from fedsparse.config import Config, differences
 from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Silent
@@ -55,7 +55,7 @@ def folder_of(out: Path, config: Config) -> RunFolder:
             f"'{out}' holds a run of '{folder.command}'; go on with `fedsparse resume {out}` "
             "or set FEDSPARSE_OUT to a new folder"
         )
-    if changed := _changed(folder.config, config):
+    if changed := differences(folder.config.model_dump(), config.model_dump()):
         raise ConfigError(
             f"the run in '{out}' has another {', '.join(changed)}; give the same --run-config, "
             "or set FEDSPARSE_OUT to a new folder"
@@ -66,17 +66,6 @@ def folder_of(out: Path, config: Config) -> RunFolder:
             "run cannot be resumed; set FEDSPARSE_OUT to a new folder"
         )
     return folder
-
-
-def _changed(old: Config, new: Config) -> list[str]:
-    """Return the keys in which two configurations differ."""
-    pairs = zip(old.model_dump().items(), new.model_dump().values(), strict=True)
-    return [
-        f"{section}.{key}"
-        for (section, before), after in pairs
-        for key in {**before, **after}
-        if before.get(key) != after.get(key)
-    ]
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import safetensors.numpy
 
 import fedsparse
-from fedsparse.config import Config, read_toml, resolve
+from fedsparse.config import Config, differences, read_toml, resolve
 from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.runs import checkpoint, rows, tables
 from fedsparse.runs.atomic import remove_leftovers, sync_folder, write_file, writing
@@ -94,12 +94,11 @@ class RunFolder:
             config = resolve(self.settings())
         except ConfigError as error:
             raise RunFolderError(f"{self._config_file}: {error}; {_PUT_BACK}") from error
-        began, now = _keys(self._mark["config"]), _keys(_plain(config))
-        for key in {**began, **now}:
-            if began.get(key) != now.get(key) and not key.startswith("engine."):
+        for key, (began, now) in differences(self._mark["config"], _plain(config)).items():
+            if not key.startswith("engine."):
                 raise RunFolderError(
-                    f"{self._config_file}: {key} is {_said(now.get(key))}, but the run began "
-                    f"with {_said(began.get(key))}; {_PUT_BACK}"
+                    f"{self._config_file}: {key} is {_said(now)}, but the run began "
+                    f"with {_said(began)}; {_PUT_BACK}"
                 )
         return config
 
@@ -276,12 +275,6 @@ class RunFolder:
 def _plain(config: Config) -> dict[str, dict[str, Any]]:
     """Return a configuration as `run.json` gives it back."""
     return dict(json.loads(tables.to_json(config.model_dump())))
-
-
-def _keys(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a configuration by dotted key."""
-    sections = {name: section for name, section in tree.items() if isinstance(section, dict)}
-    return {f"{name}.{key}": value for name in sections for key, value in sections[name].items()}
 
 
 def _said(value: Any) -> str:

@@ -18,7 +18,6 @@ from fedsparse.sparsity.mask import Mask
 
 Scores = dict[str, NDArray[np.float32]]
 Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def scores(

@@ -221,6 +221,17 @@ def decode(
     exactly a payload of this schema.
     """
     mode, kind, reader = _open(payload, schema)
+    return _decoded(mode, kind, reader, schema, masks, finite)
+
+
+def _decoded(
+    mode: str,
+    kind: str,
+    reader: _Reader,
+    schema: Schema,
+    masks: Collection[Mask],
+    finite: bool,
+) -> Decoded:
     held = _held(mode, reader, masks, schema)
     masked = set(held.names) if held is not None else _masked_names(mode, reader, schema)
     state: State = {}
@@ -254,7 +265,8 @@ def decode_kept(payload: bytes, schema: Schema, mask: Mask | None, *, finite: bo
     """
     mode, kind, reader = _open(payload, schema)
     if mask is None or mode != "shared":
-        decoded = decode(payload, schema, masks=() if mask is None else (mask,), finite=finite)
+        masks = () if mask is None else (mask,)
+        decoded = _decoded(mode, kind, reader, schema, masks, finite)
         if decoded.mask != mask:
             raise WireError("the payload is masked unlike the model that was sent")
         kept = dict(mask.items()) if mask is not None else {}
