@@ -8,6 +8,7 @@ import ast
 import importlib
 import importlib.util
 import json
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ TABLES = {
 """Kinds that are a table {name: function} in a module of fedsparse."""
 
 GLOBAL = {"global": "All layers ranked together; no share is fixed beforehand."}
-KINDS = (*registry.BUILTIN, "presets", *TABLES)
+DEVICES = Path(__file__).parent / "devices"
+KINDS = (*registry.BUILTIN, "presets", *TABLES, "devices")
 
 
 class _Kind(click.Choice[str]):
@@ -38,19 +40,24 @@ class _Kind(click.Choice[str]):
     "list",
     short_help="List the names that a configuration can use.",
     epilog="\b\nExamples:\n  fedsparse list\n  fedsparse list strategies\n"
-    "  fedsparse list models --json\n",
+    "  fedsparse list devices\n  fedsparse list models --json\n",
 )
 @click.argument("kind", type=_Kind(KINDS), required=False, metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_(kind: str | None, as_json: bool) -> None:
     """List the names that a configuration can use, of one KIND or of all.
 
-    Kinds: strategies, models, datasets, presets, criteria, allocations.
+    Kinds: strategies, models, datasets, presets, criteria, allocations, devices. Of
+    devices, a list of their own shows the figures, and --json their sources too.
     """
-    found = {each: describe(each) for each in ([kind] if kind else KINDS)}
     if as_json:
-        click.echo(json.dumps(found[kind] if kind else found))
+        everything = {each: _for_json(each) for each in ([kind] if kind else KINDS)}
+        click.echo(json.dumps(everything[kind] if kind else everything, allow_nan=False))
         return
+    if kind == "devices":
+        click.echo("\n".join(importlib.import_module("fedsparse.devices.table").lines()))
+        return
+    found = {each: describe(each) for each in ([kind] if kind else KINDS)}
     for each, lines in found.items():
         if not kind:
             click.echo(f"{each}:")
@@ -59,11 +66,23 @@ def list_(kind: str | None, as_json: bool) -> None:
             click.echo(f"{'' if kind else '  '}{name:<{width}}  {line}".rstrip())
 
 
+def _for_json(kind: str) -> dict[str, Any]:
+    """Return what is told of a kind's names: a line each, or all figures of devices."""
+    if kind == "devices":
+        figures: dict[str, Any] = importlib.import_module("fedsparse.devices.table").figures()
+        return figures
+    return {**describe(kind)}
+
+
 def describe(kind: str) -> dict[str, str]:
     """Return every name of a kind with a line on it, without importing what it names."""
     if kind == "presets":
         presets = importlib.import_module("simulations.presets")
         return {name: _first_comment(presets.text(name)) for name in presets.names()}
+    if kind == "devices":
+        files = sorted(DEVICES.glob("profiles/*.toml")) + sorted(DEVICES.glob("fleets/*.toml"))
+        texts = {path.stem: path.read_text(encoding="utf-8") for path in files}
+        return {name: tomllib.loads(text)["description"] for name, text in texts.items()}
     if kind in TABLES:
         return _table(TABLES[kind]) | (GLOBAL if kind == "allocations" else {})
     return {name: _docstring(path) for name, path in sorted(registry.names(kind).items())}
