@@ -4,8 +4,6 @@ A reply is a pure function of (payload, plan, local data, own state, seed), so i
 same on any grid, with any number of workers, and when it is asked for again.
 """
 
-from typing import Literal
-
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -14,7 +12,7 @@ from clients.job import Job, Received, client_id, growth_arrays, read_job, recei
 from fedsparse import messages, models, seeds
 from fedsparse.data import Dataset
 from fedsparse.errors import DataError
-from fedsparse.training import growth, local
+from fedsparse.training import growth, local, price
 
 app = ClientApp()
 
@@ -37,7 +35,7 @@ def train(message: Message, context: Context) -> Message:
     trained = local.train(
         job.model,
         job.data.train,
-        job.config.client,
+        job.settings,
         rng=seeds.stream(job.seed, job.plan.round, job.client, "batches"),
         mask=received.mask,
         lr=job.lr,
@@ -60,42 +58,25 @@ def train(message: Message, context: Context) -> Message:
 
 def train_metrics(job: Job, received: Received, trained: local.Trained) -> MetricRecord:
     """Return the figures of a training reply: samples, loss, arithmetic, memory."""
-    settings = job.config.client
-    adaptive = settings.optimizer == "adam"
-    kind: Literal["sgd", "momentum", "adam"] = (
-        "adam" if adaptive else "momentum" if settings.momentum else "sgd"
-    )
-    flops = job.cost.train_flops(trained.samples, received.mask)
-    batch = min(settings.batch_size, len(job.data.train.y))
-    if job.plan.grow:
-        flops += job.cost.growth_flops(growth_samples(job), job.plan.grow, received.mask)
-        batch = max(batch, growth_samples(job))
-    memory_bytes = job.cost.training_memory(
-        received.mask,
-        optimizer=kind,
-        batch_size=batch,
-        buffer_entries=sum(job.plan.grow.values()),
-    ).total
+    kept = None if received.mask is None else received.mask.layer_kept()
+    samples = len(job.data.train.y)
+    cost = price.price(job.cost, job.config.client, job.plan, samples, kept)
     return MetricRecord(
         {
-            messages.EXAMPLES_KEY: len(job.data.train.y),
+            messages.EXAMPLES_KEY: samples,
             "loss": trained.loss,
             "accuracy": trained.accuracy,
-            "train-flops": float(flops),
-            "memory-bytes": int(memory_bytes),
+            "train-flops": cost.flops,
+            "memory-bytes": cost.memory.total,
         }
     )
-
-
-def growth_samples(job: Job) -> int:
-    """Return how many samples the gradient of pruned weights is taken on."""
-    return min(job.plan.samples or job.config.client.batch_size, len(job.data.train.y))
 
 
 def largest_pruned_gradients(job: Job, received: Received) -> ArrayRecord:
     """Return FedTiny's top-a gradients of the scheduled layers, after local training."""
     assert received.mask is not None
-    batch = draw(job, growth_samples(job), "growth")
+    wanted = price.growth_samples(job.settings, job.plan, len(job.data.train.y))
+    batch = draw(job, wanted, "growth")
     found = growth.top_gradients(job.model, received.mask, batch, job.plan.grow)
     return growth_arrays(found, received.mask)
 
@@ -132,8 +113,8 @@ def score(message: Message, context: Context) -> Message:
     """Score every weight on one local batch (SSFL's mask, made by the clients)."""
     job = read_job(message, context)
     received = receive(job, message, None)
-    arrays = selection.criterion_scores(job, received, draw(job, job.plan.samples, "score"))
-    return _answer(message, job, arrays)
+    batch = draw(job, job.plan.samples, "score")
+    return _answer(message, job, *selection.criterion_scores(job, received, batch))
 
 
 @app.query("statistics")
@@ -144,10 +125,8 @@ def statistics(message: Message, context: Context) -> Message:
     if candidates is None:
         raise DataError(f"the message carries no candidates; send them as '{messages.CANDIDATES}'")
     memory.remember_candidates(context, candidates)
-    arrays = selection.candidate_statistics(
-        job, candidates, draw(job, job.plan.samples, "development")
-    )
-    return _answer(message, job, arrays)
+    batch = draw(job, job.plan.samples, "development")
+    return _answer(message, job, *selection.candidate_statistics(job, candidates, batch))
 
 
 @app.query("losses")
@@ -158,17 +137,25 @@ def losses(message: Message, context: Context) -> Message:
     candidates = records.get(messages.CANDIDATES) or memory.take_candidates(context)
     if candidates is None:
         raise DataError("this client no longer holds the candidates; start the run again")
-    values = selection.candidate_losses(
+    values, flops = selection.candidate_losses(
         job,
         candidates,
         records.get(messages.ARRAYS),
         draw(job, job.plan.samples, "development"),
     )
-    metrics = MetricRecord({messages.EXAMPLES_KEY: len(job.data.train.y), "losses": values})
+    metrics = MetricRecord(
+        {
+            messages.EXAMPLES_KEY: len(job.data.train.y),
+            "losses": values,
+            messages.QUERY_FLOPS_KEY: flops,
+        }
+    )
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
 
 
-def _answer(message: Message, job: Job, arrays: ArrayRecord) -> Message:
-    metrics = MetricRecord({messages.EXAMPLES_KEY: len(job.data.train.y)})
+def _answer(message: Message, job: Job, arrays: ArrayRecord, flops: float) -> Message:
+    metrics = MetricRecord(
+        {messages.EXAMPLES_KEY: len(job.data.train.y), messages.QUERY_FLOPS_KEY: flops}
+    )
     content = RecordDict({messages.ARRAYS: arrays, messages.METRICS: metrics})
     return Message(content, reply_to=message)

@@ -16,10 +16,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from torch import nn
 
 from fedsparse import data, messages, models, wire
-from fedsparse.config import Config
+from fedsparse.config import ClientConfig, Config
 from fedsparse.data import ClientData
 from fedsparse.errors import ConfigError, ModelError
 from fedsparse.sparsity import Mask, ModelCost, State
+from fedsparse.training.price import settings_for
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Job:
     def seed(self) -> int:
         """The run's seed."""
         return self.config.run.seed
+
+    @property
+    def settings(self) -> ClientConfig:
+        """Local training as the plan changes it for this client."""
+        return settings_for(self.config.client, self.plan)
 
     @property
     def lr(self) -> float:

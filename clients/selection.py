@@ -1,7 +1,8 @@
 """The client's part in choosing a mask: scores, BatchNorm statistics, candidate losses.
 
 FedTiny's adaptive BatchNorm selection (ICDCS 2023, section "adaptive BatchNorm
-selection") takes two exchanges; SSFL's scoring takes one.
+selection") takes two exchanges; SSFL's scoring takes one. Each answer comes with the FLOPs
+that it took.
 """
 
 from collections.abc import Iterator
@@ -12,12 +13,12 @@ from clients.job import Job, Received
 from fedsparse import models, seeds, wire
 from fedsparse.data import Dataset
 from fedsparse.errors import DataError
-from fedsparse.sparsity import State, scores
+from fedsparse.sparsity import scores
 from fedsparse.training import batchnorm, local
 
 
-def criterion_scores(job: Job, received: Received, batch: Dataset) -> ArrayRecord:
-    """Return the criterion's score of every prunable weight on one batch."""
+def criterion_scores(job: Job, received: Received, batch: Dataset) -> tuple[ArrayRecord, float]:
+    """Return the criterion's score of every prunable weight on one batch: one training step."""
     models.load_state(job.model, received.state)
     found = scores(
         job.plan.criterion,
@@ -26,36 +27,41 @@ def criterion_scores(job: Job, received: Received, batch: Dataset) -> ArrayRecor
         [local.tensors(batch)],
         rng=seeds.stream(job.seed, job.plan.round, job.client, "scores"),
     )
-    return wire.pack(wire.encode(found))
+    return wire.pack(wire.encode(found)), job.cost.train_flops(len(batch), received.mask)
 
 
-def candidate_statistics(job: Job, candidates: ArrayRecord, batch: Dataset) -> ArrayRecord:
+def candidate_statistics(
+    job: Job, candidates: ArrayRecord, batch: Dataset
+) -> tuple[ArrayRecord, float]:
     """Return the BatchNorm statistics of each candidate on local data: forward only."""
     if len(batch.y) < 2:
         raise DataError("BatchNorm statistics need two samples; raise data.min_per_client")
     x, _ = local.tensors(batch)
-    measured = {}
-    for key, state in _decoded(job, candidates):
-        models.load_state(job.model, state)
+    measured, flops = {}, 0.0
+    for key, candidate in _decoded(job, candidates):
+        models.load_state(job.model, candidate.state)
         measured[key] = wire.encode(batchnorm.measure(job.model, x))
-    return wire.pack_many(measured)
+        flops += len(batch) * job.cost.forward_flops(candidate.mask)
+    return wire.pack_many(measured), flops
 
 
 def candidate_losses(
     job: Job, candidates: ArrayRecord, statistics: ArrayRecord | None, batch: Dataset
-) -> list[float]:
+) -> tuple[list[float], float]:
     """Return each candidate's loss in evaluation mode, under global statistics if given."""
     schema = wire.Schema.of(batchnorm.statistics(job.model))
     given = wire.unpack_many(statistics) if statistics is not None else {}
-    losses = []
-    for key, state in _decoded(job, candidates):
+    losses, flops = [], 0.0
+    for key, candidate in _decoded(job, candidates):
+        state = candidate.state
         if key in given:
             state = {**state, **wire.decode(given[key], schema).state}
         models.load_state(job.model, state)
         losses.append(local.evaluate(job.model, batch).loss)
-    return losses
+        flops += len(batch) * job.cost.forward_flops(candidate.mask)
+    return losses, flops
 
 
-def _decoded(job: Job, candidates: ArrayRecord) -> Iterator[tuple[str, State]]:
+def _decoded(job: Job, candidates: ArrayRecord) -> Iterator[tuple[str, wire.Decoded]]:
     for key, payload in wire.unpack_many(candidates).items():
-        yield key, wire.decode(payload, job.schema).state
+        yield key, wire.decode(payload, job.schema)

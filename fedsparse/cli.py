@@ -21,6 +21,8 @@ COMMANDS = {
     "run": "simulations.commands:run",
     "resume": "simulations.commands:resume",
     "report": "simulations.commands:report",
+    "compare": "simulations.sweep_commands:compare",
+    "tune": "simulations.tuning_commands:tune",
     "list": "fedsparse.listing:list_",
     "doctor": "fedsparse.doctor:doctor",
 }

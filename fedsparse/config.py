@@ -44,6 +44,9 @@ class RunConfig(Section):
     eval_every: int = Field(default=1, ge=1, description="rounds between tests of the global model")
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
     keep_checkpoints: int = Field(default=3, ge=0, description="newest ones kept; 0 keeps all")
+    target_accuracy: Finite | None = Field(
+        default=None, gt=0, le=1, description="what time, bytes and joules to a target count to"
+    )
 
 
 class DataConfig(Section):
@@ -51,12 +54,15 @@ class DataConfig(Section):
 
     name: str = Field(default="digits", description="see `fedsparse list datasets`")
     path: str | None = Field(default=None, description="a file, a folder, or an id of the hub")
-    partition: Literal["iid", "dirichlet", "shards", "quantity", "natural"] = Field(
+    partition: Literal["iid", "dirichlet", "shards", "quantity", "natural", "sampled"] = Field(
         default="dirichlet", description="how samples are dealt to clients"
     )
     alpha: Finite = Field(default=0.5, gt=0, description="concentration of dirichlet and quantity")
     min_per_client: int = Field(default=2, ge=1, description="least samples of a client")
     shards_per_client: int = Field(default=2, ge=1, description="of sorted labels, for shards")
+    samples_per_client: int = Field(
+        default=32, ge=1, description="sampled: drawn anew for each client from all there are"
+    )
     column: str | None = Field(default=None, description="column of the natural partition")
     samples: int | None = Field(
         default=None, ge=1, description="training samples used; all if unset"
@@ -98,7 +104,7 @@ class ClientConfig(Section):
 
 
 class FleetConfig(Section):
-    """`[fleet]`: who takes part."""
+    """`[fleet]`: who takes part, on what devices, and how long the server waits for them."""
 
     clients: int = Field(default=10, ge=1, description="all there are")
     clients_per_round: int | None = Field(
@@ -108,6 +114,25 @@ class FleetConfig(Section):
         default=0.5, gt=0, le=1, description="least fraction that must reply"
     )
     evaluate_clients: int = Field(default=100, ge=0, description="clients that test the last model")
+    profile: str | None = Field(
+        default=None, description="a device, a fleet, or a file of one; no simulated clock if unset"
+    )
+    fit: Literal["refuse", "batch", "density", "both"] = Field(
+        default="refuse", description="what is done for a client that cannot hold the training"
+    )
+    deadline: Finite | None = Field(
+        default=None, gt=0, description="simulated seconds after which a round's replies are late"
+    )
+    over_selection: Finite = Field(
+        default=0.0, ge=0, le=10, description="fraction of clients asked beyond those waited for"
+    )
+    dropout: Finite | None = Field(
+        default=None, ge=0, lt=1, description="chance a round; the devices' own if unset"
+    )
+    start_hour: Finite = Field(default=0.0, ge=0, lt=24, description="hour of the day at the start")
+    network_trace: str | None = Field(default=None, description="bandwidth over time, a CSV file")
+    device_trace: str | None = Field(default=None, description="speeds by client, CSV or JSON")
+    availability_trace: str | None = Field(default=None, description="hours by client, CSV or JSON")
 
 
 class EngineConfig(Section):

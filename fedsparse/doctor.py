@@ -37,6 +37,7 @@ OPTIONAL = {
     "data": {"flwr-datasets": "data set huggingface", "pillow": "data set image-folder"},
     "export": {"ai-edge-litert": "model files for LiteRT"},
     "deploy": {"cryptography": "deployments with TLS"},
+    "tune": {"optuna": "fedsparse tune"},
 }
 
 

@@ -33,6 +33,7 @@ EXPERIMENT_KEY = "experiment"
 PLAN_KEY = "plan"
 ROUND_KEY = "server-round"
 EXAMPLES_KEY = "num-examples"
+QUERY_FLOPS_KEY = "query-flops"
 CLIENT_KEY = "partition-id"
 
 
@@ -42,7 +43,8 @@ class Plan:
 
     `grow` maps a layer's name to the number of largest gradients among its pruned
     weights that the client returns; `criterion` names the score of a `SCORE` query;
-    `samples` bounds the local samples used by a query.
+    `samples` bounds the local samples used by a query; `batch_size`, where it is not 0,
+    takes the place of the configuration's for a client with little memory.
     """
 
     round: int = 0
@@ -51,6 +53,7 @@ class Plan:
     grow: Mapping[str, int] = field(default_factory=dict)
     criterion: str = ""
     samples: int = 0
+    batch_size: int = 0
 
 
 def write_config(config: configuration.Config, plan: Plan) -> ConfigRecord:

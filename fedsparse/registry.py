@@ -18,6 +18,8 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "fedavg": "strategies.fedavg:FedAvg",
         "static": "strategies.static_mask:StaticMask",
         "fedtiny": "strategies.fedtiny:FedTiny",
+        "fedasync": "strategies.fedasync:FedAsync",
+        "fedbuff": "strategies.fedbuff:FedBuff",
     },
     "models": {
         "mlp": "fedsparse.models.small:mlp",

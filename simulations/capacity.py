@@ -16,6 +16,9 @@ WORKERS_PER_CORE = 4
 CONNECT_SECONDS = 3.0
 """How long a cluster may take to accept a connection."""
 
+ANSWER_SECONDS = 5.0
+"""How long it may then take to say that it is well."""
+
 
 def check(engine: EngineConfig) -> None:
     """Refuse an engine that could not start; raises ConfigError and GridError."""
@@ -37,10 +40,13 @@ def check_workers(workers: int) -> None:
 
 
 def check_address(address: str) -> None:
-    """Refuse a cluster that does not answer; raises GridError.
+    """Refuse a cluster that does not answer, or what is none; raises GridError.
 
-    What is no `host:port`, such as `auto`, is left to Ray.
+    Ray's head answers gRPC's standard health check, and other servers do not: given their
+    port, Ray would try for ever. What is no `host:port`, such as `auto`, is left to Ray.
     """
+    if not address:
+        raise GridError("engine.ray_address is empty; leave it out, or give a cluster's HOST:PORT")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not (host and port.isdecimal()):
         return
@@ -51,3 +57,30 @@ def check_address(address: str) -> None:
             f"no Ray cluster answers at engine.ray_address = '{address}'; start one with "
             "`ray start --head`, or leave engine.ray_address out"
         ) from None
+    if address.startswith("ray://"):
+        raise GridError(
+            f"engine.ray_address = '{address}' is of Ray Client, which carries no streams; give "
+            "the address that `ray start --head` prints, host:port, without ray://"
+        )
+    if os.environ.get("RAY_USE_TLS", "0") == "0" and not _is_well(address):
+        raise GridError(
+            f"what answers at engine.ray_address = '{address}' is no Ray cluster; give the address "
+            "that `ray start --head` prints, by default its port 6379"
+        )
+
+
+def _is_well(address: str) -> bool:
+    """Ask for gRPC's health check; a refusal for want of a token is an answer as well."""
+    import grpc  # type: ignore[import-untyped]
+    from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+    silent = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+    no_ray = silent | {grpc.StatusCode.UNIMPLEMENTED}
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=ANSWER_SECONDS
+            )
+        except grpc.RpcError as error:
+            return error.code() not in no_ray
+    return True

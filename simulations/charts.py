@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from simulations import units
+from simulations import clock_charts, device_charts, timelines, units
+from simulations.device_results import tracks
 from simulations.figures import (
     Chart,
     Key,
@@ -25,13 +26,31 @@ from simulations.results import Results, Row
 
 
 def all_charts(runs: Sequence[Results], names: Sequence[str]) -> dict[str, list[Chart]]:
-    """Return the charts of a report by section."""
-    return {
+    """Return the charts of a report by section; runs without devices have no section of them."""
+    timed, single = tracks(runs, names), len(runs) == 1
+    sections = {
         "Learning": [accuracy(runs, names), loss(runs, names)],
+        "What accuracy costs": clock_charts.prices(timed, single),
         "Sparsity": [*layer_densities(runs, names), mask_change(runs, names)],
         "Traffic": [traffic(runs, names), total_traffic(runs, names)],
         "Clients": [client_accuracy(runs, names), *partitions(runs, names)],
+        "Devices": _known(
+            device_charts.mixture(timed, single), device_charts.memory(timed, single)
+        ),
+        "Rounds on the clock": _known(
+            clock_charts.utilisation(timed, single), clock_charts.participation(timed, single)
+        ),
+        "Energy": _known(
+            clock_charts.energy(timed, single), clock_charts.energy_split(timed, single)
+        ),
     }
+    if single and timed:
+        sections["Rounds on the clock"] += [*timelines.rounds(timed[0]), *timelines.queue(timed[0])]
+    return {name: charts for name, charts in sections.items() if charts}
+
+
+def _known(*charts: Chart | None) -> list[Chart]:
+    return [chart for chart in charts if chart]
 
 
 def accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart:

@@ -65,6 +65,9 @@ _quiet = click.option("--quiet", is_flag=True, help="Show no progress.")
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."
 )
 @click.option("--engine", type=click.Choice(ENGINES), help="What carries the messages.")
+@click.option(
+    "--ray-address", metavar="HOST:PORT", help="A Ray cluster to run on; implies --engine ray."
+)
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The run's seed.")
 @click.option("--out", type=_path, metavar="DIR", help="The run folder; a new one if unset.")
 @_json
@@ -75,6 +78,7 @@ def run(
     preset: str | None,
     assignments: tuple[str, ...],
     engine: str | None,
+    ray_address: str | None,
     seed: int | None,
     out: Path | None,
     as_json: bool,
@@ -91,15 +95,17 @@ def run(
 
     if config is not None and preset is not None:
         raise click.UsageError("CONFIG.toml and --preset: give one; --set changes single keys")
+    if ray_address is not None and engine not in (None, "auto", "ray"):
+        raise click.UsageError(f"--ray-address: --engine {engine} runs on no cluster; leave it out")
     by_default = config is None and preset is None
     heading = "no configuration given: this is the preset 'demo'" if by_default else ""
     name = "demo" if by_default else preset
     tree = _read(config, name)
-    resolved = resolve(override(tree, _changes(assignments, engine, seed)))
+    resolved = resolve(override(tree, _changes(assignments, engine, seed, ray_address)))
     stem = config.stem if config is not None else str(name)
     folder = out if out is not None else free_folder(stem, resolved)
     _check_way(folder)
-    command = command_of(config, name, assignments, engine, seed, out)
+    command = command_of(config, name, assignments, engine, seed, out, ray_address)
 
     def work(progress: "Progress") -> dict[str, Any]:
         from simulations.experiment import run_experiment
@@ -146,6 +152,14 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
 
 def _read(config: Path | None, preset: str | None) -> dict[str, Any]:
+    """Read the file or the preset, without the tables that only a comparison reads."""
+    from simulations.variants import OWN
+
+    tree = read_whole(config, preset)
+    return {name: tree[name] for name in tree if name not in OWN}
+
+
+def read_whole(config: Path | None, preset: str | None) -> dict[str, Any]:
     """Read the file or the preset; a file that is missing but a preset's name is told so."""
     from fedsparse.config import read_toml
     from fedsparse.errors import ConfigError
@@ -158,9 +172,13 @@ def _read(config: Path | None, preset: str | None) -> dict[str, Any]:
     return read_toml(config)
 
 
-def _changes(assignments: tuple[str, ...], engine: str | None, seed: int | None) -> list[str]:
+def _changes(
+    assignments: tuple[str, ...], engine: str | None, seed: int | None, ray_address: str | None
+) -> list[str]:
     """Return every change of a key, the options' last, for they are the more explicit."""
     changes = list(assignments)
+    if ray_address is not None:
+        changes += ["engine.name=ray", f"engine.ray_address={ray_address}"]
     changes += [f"engine.name={engine}"] if engine is not None else []
     changes += [f"run.seed={seed}"] if seed is not None else []
     return changes
@@ -173,6 +191,7 @@ def command_of(
     engine: str | None,
     seed: int | None,
     out: Path | None,
+    ray_address: str | None = None,
 ) -> str:
     """Return the exact command that repeats a run."""
     words = ["fedsparse", "run"]
@@ -180,6 +199,7 @@ def command_of(
     for assignment in assignments:
         words += ["--set", assignment]
     words += ["--engine", engine] if engine is not None else []
+    words += ["--ray-address", ray_address] if ray_address is not None else []
     words += ["--seed", str(seed)] if seed is not None else []
     words += ["--out", str(out)] if out is not None else []
     return shlex.join(words)

@@ -6,18 +6,26 @@ a bit of its result.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
 
+from fedsparse import devices
 from fedsparse.config import Config
+from fedsparse.devices import Fleet
 from fedsparse.errors import ConfigError, RunFolderError
+from fedsparse.messages import Plan
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress, Silent
 from simulations import capacity
+from simulations.enrolment import Enrolment
+from simulations.events import EventGrid
 from strategies import foreign, server_app
-from strategies.execute import execute
+from strategies.addressing import MeteredGrid
+from strategies.base import SparseStrategy
+from strategies.execute import check_clock, execute
 from strategies.task import Task
 
 CLIENT_APP = "clients.client_app:app"
@@ -38,6 +46,7 @@ def run_experiment(
     check_engine(config)
     task = Task.of(config)
     strategy = foreign.make(task)
+    fleet_of(task, strategy)
     folder = RunFolder.create(out, config, command=command)
     with folder.lock():
         return _drive(task, strategy, folder, progress or Silent())
@@ -82,19 +91,38 @@ def _check_remakable(folder: RunFolder, lost: list[str]) -> None:
 
 def _drive(task: Task, strategy: Any, folder: RunFolder, progress: Progress) -> Summary:
     """Carry the run on the engine that the configuration names."""
+    fleet = fleet_of(task, strategy)
     engine = choose_engine(task)
     carried = "" if engine == "inline" else f", {workers_of(task.config)} worker(s)"
     progress.note(f"engine: {engine}{carried}")
 
+    metered = MeteredGrid if fleet is None else partial(EventGrid, task=task, fleet=fleet)
+
     def on(grid: Grid) -> Summary:
         if hasattr(grid, "progress"):
             grid.progress = progress.clients
-        return execute(task, strategy, grid, folder, progress)
+        return execute(task, strategy, grid, folder, progress, metered)
 
     try:
         return _carriers()[engine](task.config, on)
     finally:
         progress.stop()
+
+
+def fleet_of(task: Task, strategy: Any) -> Fleet | None:
+    """Return the devices of a run, None without any; refuse those that cannot train.
+
+    Raises ConfigError for a fleet of which no client holds the training, with the density
+    that would fit, and for an asynchronous strategy without a clock.
+    """
+    config = task.config
+    if config.fleet.profile is None:
+        check_clock(config, strategy)
+        return None
+    fleet = devices.load(config.fleet, config.run.seed)
+    fits = strategy.fits if isinstance(strategy, SparseStrategy) else frozenset()
+    Enrolment(task, fleet).check(Plan(), float(config.strategy["density"]), fits)
+    return fleet
 
 
 def check_engine(config: Config) -> None:

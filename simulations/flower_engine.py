@@ -114,10 +114,13 @@ def _quiet() -> Iterator[None]:
     undone.
     """
     logger = logging.getLogger("flwr")
-    level, paths = logger.level, os.environ.get("PYTHONPATH")
+    level = logger.level
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_ADDRESS")}
     own_home = "FLWR_HOME" not in os.environ
     with tempfile.TemporaryDirectory(prefix="fedsparse-flwr-") as home:
         os.environ.setdefault("FLWR_HOME", home)
+        # Flower would join whatever cluster runs on this machine, and then fail.
+        os.environ["RAY_ADDRESS"] = "local"
         logger.setLevel(logging.CRITICAL)
         try:
             with redirect_stdout(sys.stderr):
@@ -126,10 +129,10 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
             if own_home:
                 os.environ.pop("FLWR_HOME", None)
-            if paths is None:
-                os.environ.pop("PYTHONPATH", None)
-            else:
-                os.environ["PYTHONPATH"] = paths
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def _root(error: BaseException) -> str:

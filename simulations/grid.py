@@ -2,13 +2,15 @@
 
 Any Flower strategy and any ClientApp run on it unmodified. Clients are partition ids;
 their state is held here and travels with each message, so a worker can be lost without
-losing what a client knew.
+losing what a client knew. Nothing is made for a client before it is sent a message: a
+million of them can be registered.
 """
 
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from flwr.app import Context, Message, RecordDict
@@ -18,6 +20,7 @@ from flwr.serverapp import Grid
 from fedsparse.errors import GridError
 from simulations import flower_internals as internals
 from simulations.states import ClientStates
+from strategies.addressing import Consecutive
 
 FIRST_NODE = 1000
 """Node id of client 0; node ids are addresses and mean nothing else."""
@@ -143,9 +146,9 @@ class CohortGrid(Grid):
         internals.become_server(self.run_id)
 
     @property
-    def clients_by_node(self) -> dict[int, int]:
+    def clients_by_node(self) -> Consecutive:
         """Node id to partition id of every client."""
-        return {FIRST_NODE + client: client for client in range(self.clients)}
+        return Consecutive(range(self.clients), self.get_node_ids())
 
     def node_of(self, client: int) -> int:
         """Return a client's address; raises GridError for a client that is not there."""
@@ -161,9 +164,9 @@ class CohortGrid(Grid):
 
     # -- Flower's interface -----------------------------------------------------------
 
-    def get_node_ids(self) -> Iterable[int]:
+    def get_node_ids(self) -> range:
         """Return every client's address."""
-        return list(self.clients_by_node)
+        return range(FIRST_NODE, FIRST_NODE + self.clients)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -249,9 +252,28 @@ class CohortGrid(Grid):
         """Replace every client's state by what `states` returned earlier."""
         self._states.load(states)
 
+    def commit_states(self, round_number: int, kept: Iterable[int]) -> dict[str, Any]:
+        """Put clients' states on the disk as those after a round; see `ClientStates.commit`."""
+        return self._states.commit(round_number, kept)
+
+    def restore_states(self, folder: Path, round_number: int, saved: Mapping[str, Any]) -> None:
+        """Hold clients' states in a run folder from now on, and go on with those of a round.
+
+        `saved` is what `commit_states` returned, or empty where no client has a state. Raises
+        RunFolderError when they are not in the folder as they were.
+        """
+        self._states.close()
+        self._states = ClientStates(folder)
+        self._states.restore(round_number, saved)
+
+    def forget_client(self, client: int) -> None:
+        """Remove a client's state, at the next checkpoint also from what earlier ones restore."""
+        self._states.forget(client)
+
     def close(self) -> None:
-        """Stop the workers."""
+        """Stop the workers, and let the states of clients go."""
         self.executor.close()
+        self._states.close()
 
     def __enter__(self) -> "CohortGrid":
         return self

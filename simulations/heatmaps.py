@@ -112,26 +112,36 @@ def _layer_density(found: Layers, low: float, identifier: str, suffix: str) -> C
 
 def partitions(runs: Sequence[Results], names: Sequence[str]) -> list[Chart]:
     """Return a picture of each distinct partition: who holds how much of which class."""
-    groups: list[tuple[NDArray[np.float64], list[str]]] = []
+    groups: list[tuple[NDArray[np.float64], int, list[str]]] = []
     for run, name in zip(runs, names, strict=True):
         if run.partition is None:
             continue
-        for counts, members in groups:
-            if np.array_equal(counts, run.partition):
+        clients = _clients(run, len(run.partition))
+        for counts, of, members in groups:
+            if of == clients and np.array_equal(counts, run.partition):
                 members.append(name)
                 break
         else:
-            groups.append((run.partition, [name]))
+            groups.append((run.partition, clients, [name]))
     if not groups:
         text = "The run has not dealt its samples to clients yet."
         return [Chart("partition-0", "Who holds what", text, None, wide=True)]
     return [
-        _partition(counts, f"partition-{i}", "" if len(groups) == 1 else f": {', '.join(members)}")
-        for i, (counts, members) in enumerate(groups)
+        _partition(
+            counts, of, f"partition-{i}", "" if len(groups) == 1 else f": {', '.join(members)}"
+        )
+        for i, (counts, of, members) in enumerate(groups)
     ]
 
 
-def _partition(counts: NDArray[np.float64], identifier: str, suffix: str) -> Chart:
+def _clients(run: Results, counted: int) -> int:
+    """Return how many clients a run has; of very many only the first are counted."""
+    told = number(run.setting("fleet", "clients"))
+    return max(counted, int(told)) if told is not None else counted
+
+
+def _partition(counts: NDArray[np.float64], of: int, identifier: str, suffix: str) -> Chart:
+    """Return the picture of the first clients, which are counted, `of` so many."""
     classes = counts.shape[1]
     grouped, labels = _group_clients(counts)
     single = len(grouped) == len(counts)
@@ -147,7 +157,7 @@ def _partition(counts: NDArray[np.float64], identifier: str, suffix: str) -> Cha
     return Chart(
         identifier,
         f"Who holds what{suffix}",
-        _who_holds_what(counts),
+        _who_holds_what(counts, of),
         figure_of([trace], layout),
         wide=True,
         height=300 if classes == 1 else min(720, 90 + 20 * classes),
@@ -187,15 +197,16 @@ def _sizes(grouped: NDArray[np.float64], labels: list[str]) -> Row:
     }
 
 
-def _who_holds_what(counts: NDArray[np.float64]) -> str:
+def _who_holds_what(counts: NDArray[np.float64], of: int) -> str:
     """Return the partition in words: how large and how mixed the clients are."""
     clients, classes = counts.shape
     held = counts.sum(1)
     said = f"{int(held.sum()):,} training samples on "
-    if clients == 1:
+    if of == 1:
         return said + "1 client."
+    first = f"the first {clients:,} of {of:,}" if of > clients else f"{clients:,}"
     said += (
-        f"{clients:,} clients: {int(held.min()):,} to {int(held.max()):,} each, "
+        f"{first} clients: {int(held.min()):,} to {int(held.max()):,} each, "
         f"{int(np.median(held)):,} in the median."
     )
     if classes == 1 or not held.any():

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fedsparse.runs import progress as seam
-from simulations.units import FLOPS, duration, in_units, percent
+from simulations.units import FLOPS, JOULES, duration, in_units, percent
 
 
 def watcher(heading: str = "") -> seam.Progress:
@@ -115,8 +115,15 @@ def figures(row: dict[str, Any]) -> str:
     parts = [f"density {row['density']:.4g}"]
     if row["accuracy"] is not None:
         parts.insert(0, f"accuracy {row['accuracy']:.3f}")
-    if row["clients_failed"]:
-        parts.append(f"{row['clients_failed']} of {row['clients_asked']} clients failed")
+    if row.get("simulated_seconds") is not None:
+        parts.append(f"clock {duration(row['simulated_seconds'])}")
+    lost = {"late": row.get("clients_late", 0), "dropped": row.get("clients_dropped", 0)}
+    lost["failed"] = row["clients_failed"] - sum(lost.values())
+    of = f"of {row['clients_asked']} clients "
+    for how, count in lost.items():
+        if count:
+            parts.append(f"{count} {of}{how}")
+            of = ""
     return ", ".join(parts)
 
 
@@ -137,7 +144,7 @@ def show_summary(summary: dict[str, Any], folder: Path, page: Path | None) -> No
 
 def headlines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what a reader wants to know first, in the units that people read."""
-    return [
+    found = [
         ("strategy", f"{summary['strategy']} on {summary['dataset']} with {summary['model']}"),
         ("rounds", f"{summary['rounds']} over {summary['clients']} clients"),
         ("accuracy", percent(summary["accuracy"])),
@@ -148,3 +155,21 @@ def headlines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("client memory", in_units(summary["peak_client_memory_bytes"])),
         ("wall time", duration(summary["wall_seconds"])),
     ]
+    if summary.get("simulated_seconds") is not None:
+        found.append(("simulated time", duration(summary["simulated_seconds"])))
+        found.append(("energy", in_units(summary["energy_joules"], JOULES)))
+        found.append(("refused", f"{summary['clients_refused']} clients cannot hold the training"))
+    if (target := summary.get("target_accuracy")) is not None:
+        found.append((f"to {percent(target)}", _to_target(summary)))
+    return found
+
+
+def _to_target(summary: dict[str, Any]) -> str:
+    """Return what it took to the target accuracy, in a few words."""
+    if summary["rounds_to_target"] is None:
+        return "not reached"
+    parts = [f"{summary['rounds_to_target']} rounds", in_units(summary["bytes_to_target"])]
+    if summary["seconds_to_target"] is not None:
+        parts.append(duration(summary["seconds_to_target"]))
+        parts.append(in_units(summary["joules_to_target"], JOULES))
+    return ", ".join(parts)

@@ -15,6 +15,7 @@ from fedsparse.runs.atomic import write_file, writing
 from simulations import units
 from simulations.charts import all_charts
 from simulations.figures import SERIES, Chart
+from simulations.headlines import Column, columns, headline, progress
 from simulations.results import Results, distinct_names, number, read
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -59,14 +60,15 @@ def render(runs: Sequence[Results]) -> str:
         lstrip_blocks=True,
     )
     names = distinct_names(runs)
-    charts = all_charts(runs, names)
+    charts, shown = all_charts(runs, names), columns(runs)
     return environment.get_template("report.html.jinja").render(
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs compared",
         runs=[
-            _run_text(run, name, i) for i, (run, name) in enumerate(zip(runs, names, strict=True))
+            _run_text(run, name, i, shown)
+            for i, (run, name) in enumerate(zip(runs, names, strict=True))
         ],
         single=len(runs) == 1,
-        columns=_columns(runs),
+        columns=shown,
         charts=charts,
         rounds=_round_table(runs[0]) if len(runs) == 1 else [],
         settings=_settings(runs),
@@ -76,42 +78,7 @@ def render(runs: Sequence[Results]) -> str:
     )
 
 
-COLUMNS = (
-    ("accuracy", "Accuracy", "of the held-out test samples are answered right"),
-    ("density", "Density", "of the prunable weights are kept"),
-    ("bytes_up", "Sent up", "from clients to the server, all rounds together"),
-    ("bytes_down", "Sent down", "from the server to clients, all rounds together"),
-    ("wall_seconds", "Wall time", "on the machine that simulated it"),
-    ("train_flops", "Training work", "floating-point operations of all clients together"),
-    (
-        "peak_client_memory_bytes",
-        "Peak client memory",
-        "the most that training needs on one client, as counted",
-    ),
-    ("rounds", "Rounds", "done, of those asked for"),
-)
-"""The headline figures: key of the summary, name, what it says in plain words."""
-
-
-def _columns(runs: Sequence[Results]) -> tuple[tuple[str, str, str], ...]:
-    """Return the headline figures; a regression's accuracy is called what it is."""
-    if not all(run.regression for run in runs):
-        return COLUMNS
-    return (("accuracy", "R²", "of the held-out targets' variance is explained"), *COLUMNS[1:])
-
-
-def _headline(run: Results, key: str) -> str:
-    if key == "rounds":
-        return _progress(run)
-    value = run.figure(key)
-    if key in ("accuracy", "density"):
-        return units.percent(value)
-    if key == "wall_seconds":
-        return units.duration(value)
-    return units.in_units(value, units.FLOPS if key == "train_flops" else units.BYTES)
-
-
-def _run_text(run: Results, name: str, index: int) -> dict[str, Any]:
+def _run_text(run: Results, name: str, index: int, shown: Sequence[Column]) -> dict[str, Any]:
     """Return what the page says in words about one run."""
     return {
         "name": name,
@@ -119,8 +86,8 @@ def _run_text(run: Results, name: str, index: int) -> dict[str, Any]:
         "series": index % SERIES + 1,
         "about": _sentence(run),
         "finished": run.finished,
-        "progress": _progress(run),
-        "headline": {key: _headline(run, key) for key, _, _ in COLUMNS},
+        "progress": progress(run),
+        "headline": {key: headline(run, key) for key, _, _ in shown},
         "personal": {
             label: units.percent(value)
             for key, label in (
@@ -134,11 +101,6 @@ def _run_text(run: Results, name: str, index: int) -> dict[str, Any]:
         "asked": len(run.clients),
         "command": run.command,
     }
-
-
-def _progress(run: Results) -> str:
-    rounds = number(run.setting("run", "rounds"))
-    return f"{run.rounds_done} of {rounds:.0f}" if rounds else str(run.rounds_done)
 
 
 def _sentence(run: Results) -> str:
@@ -187,6 +149,8 @@ def _listed(values: Iterable[Any], most: int = 12) -> str:
 
 def _round_table(run: Results) -> list[dict[str, str]]:
     """Return the rounds in words and numbers, for those who cannot see the charts."""
+    clock, joules = run.timed, bool(run.series("energy_joules")[1])
+    late, dropped = (any(run.series(f"clients_{key}")[1]) for key in ("late", "dropped"))
     return [
         {
             "Round": f"{number(row.get('round')) or 0:.0f}",
@@ -198,7 +162,12 @@ def _round_table(run: Results) -> list[dict[str, str]]:
             "Down": units.in_units(number(row.get("bytes_down"))),
             "Clients": _plain_number(row.get("clients_replied"), "{:.0f}"),
             "Failed": _plain_number(row.get("clients_failed"), "{:.0f}"),
+            **({"Late": _plain_number(row.get("clients_late"), "{:.0f}")} if late else {}),
+            **({"Dropped": _plain_number(row.get("clients_dropped"), "{:.0f}")} if dropped else {}),
+            **({"Staleness": _plain_number(row.get("staleness"))} if run.asynchronous else {}),
             "Time": units.duration(number(row.get("seconds"))),
+            **({"Clock": units.duration(number(row.get("simulated_seconds")))} if clock else {}),
+            **({"Energy": _joules(row.get("energy_joules"))} if joules else {}),
         }
         for row in run.metrics[-_MOST_ROUNDS:]
     ]
@@ -207,6 +176,10 @@ def _round_table(run: Results) -> list[dict[str, str]]:
 def _plain_number(value: Any, form: str = "{:.4g}") -> str:
     known = number(value)
     return units.NONE if known is None else form.format(known)
+
+
+def _joules(value: Any) -> str:
+    return units.in_units(number(value), units.JOULES)
 
 
 def _settings(runs: Sequence[Results]) -> list[dict[str, Any]]:

@@ -28,13 +28,19 @@ _SO_FAR: Mapping[str, Callable[[Sequence[float]], float]] = {
     "loss": _last,
     "density": _last,
     "peak_client_memory_bytes": max,
+    "simulated_seconds": _last,
+    "clients_refused": _last,
 }
 """How an unfinished run's rounds make up a figure of the summary; others are summed."""
 
 
+_LARGEST = 1e100
+"""What is larger is no measurement, and sums of it would not be finite."""
+
+
 @dataclass(frozen=True)
 class Results:
-    """What a run left: its settings as written, its rows, its partition and summary."""
+    """What a run left: its settings as written, its rows, partition, devices and summary."""
 
     name: str
     path: Path
@@ -45,6 +51,8 @@ class Results:
     partition: NDArray[np.float64] | None
     """Samples, clients x classes."""
     summary: Row | None
+    devices: Row | None = None
+    """What `devices.json` holds, as written."""
 
     @property
     def finished(self) -> bool:
@@ -55,6 +63,21 @@ class Results:
     def regression(self) -> bool:
         """Whether targets are real numbers: they count as one class, and accuracy is R²."""
         return self.partition is not None and self.partition.shape[1] == 1
+
+    @property
+    def timed(self) -> bool:
+        """Whether the rounds were timed by a simulated clock."""
+        return bool(self.series("simulated_seconds")[1])
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the server took replies as they came, rather than round by round."""
+        return bool(self.series("staleness")[1])
+
+    @property
+    def target(self) -> float | None:
+        """The accuracy that the run was to reach, 0 to 1; None when none was set."""
+        return number(self.setting("run", "target_accuracy"))
 
     @property
     def rounds_done(self) -> int:
@@ -77,6 +100,32 @@ class Results:
             return number(self.summary.get(key))
         values = self.series("seconds" if key == "wall_seconds" else key)[1]
         return _SO_FAR.get(key, math.fsum)(values) if values else None
+
+    def running(self, *keys: str) -> list[float]:
+        """Return, for each row, the sum of metrics so far; what a row lacks adds nothing."""
+        sums = [math.fsum(number(row.get(key)) or 0.0 for key in keys) for row in self.metrics]
+        return [float(total) for total in np.cumsum(sums)]
+
+    def to_target(self, key: str) -> float | None:
+        """Return the `rounds`, `seconds`, `bytes` or `joules` to the target accuracy.
+
+        None when it was not reached, or when that was not measured.
+        """
+        if self.summary is not None:
+            return number(self.summary.get(f"{key}_to_target"))
+        hit = self._first_at_target()
+        if hit is None:
+            return None
+        if key in ("rounds", "seconds"):
+            row = self.metrics[hit]
+            return number(row.get("round" if key == "rounds" else "simulated_seconds"))
+        keys = ("bytes_up", "bytes_down") if key == "bytes" else ("energy_joules",)
+        return self.running(*keys)[hit] if any(self.series(k)[1] for k in keys) else None
+
+    def _first_at_target(self) -> int | None:
+        target = math.inf if self.target is None else self.target
+        reached = (number(row.get("accuracy")) for row in self.metrics)
+        return next((i for i, v in enumerate(reached) if v is not None and v >= target), None)
 
     def failures(self) -> list[Row]:
         """Return the rows of clients that failed."""
@@ -110,18 +159,19 @@ def read(path: Path | str) -> Results:
         clients=run.clients(),
         partition=_partition(run),
         summary=summary,
+        devices=_devices(run),
     )
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number as a float, None for anything else."""
+    """Return a number as a float, None for anything else and for what no run can measure."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         value = float(value)
     except OverflowError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= _LARGEST else None
 
 
 def distinct_names(runs: Sequence[Results]) -> list[str]:
@@ -146,6 +196,14 @@ def _metrics(run: RunFolder) -> list[Row]:
             f"'{path}' holds no whole row; `fedsparse resume {run.path}` goes on or says why not"
         )
     return rows
+
+
+def _devices(run: RunFolder) -> Row | None:
+    path = run.path / "devices.json"
+    if not path.exists():
+        return None
+    found = run.read_json(path.name, "delete it for a report without it")
+    return found if isinstance(found, dict) else None
 
 
 def _partition(run: RunFolder) -> NDArray[np.float64] | None:

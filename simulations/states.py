@@ -1,80 +1,111 @@
-"""What clients keep between messages, as the grid holds it: equal bytes are one object.
+"""What clients keep between messages, as the grid holds it: on the disk, not in memory.
 
-Most clients of a run keep the same mask, and each one's comes back from its worker as bytes
-of its own. Held once, it also travels once in a batch, and is hashed once in a checkpoint.
+A run's states lie in `clients.sqlite` of its folder (`state_file.py`), from which a checkpoint's
+can be restored exactly; without a folder they lie in memory. Equal bytes are held once, and
+come back as one object while they are in use.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-State = dict[str, Any]
-"""One client's state in the form of `plain_state`: nested dicts of bytes, lists and values."""
+from fedsparse.errors import RunFolderError
+from simulations import state_codec
+from simulations.state_codec import State
+from simulations.state_file import NAME, StateFile
 
-
-class SharedBytes:
-    """Byte strings that several hold; each is let go with the last who holds it."""
-
-    def __init__(self) -> None:
-        self._held: dict[bytes, tuple[bytes, int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def hold(self, content: bytes) -> bytes:
-        """Return the one object that stands for these bytes, and count one more holder."""
-        first, holders = self._held.get(content, (content, 0))
-        self._held[first] = first, holders + 1
-        return first
-
-    def release(self, content: bytes) -> None:
-        """Count one holder less."""
-        first, holders = self._held.pop(content)
-        if holders > 1:
-            self._held[first] = first, holders - 1
+__all__ = ["ClientStates", "State"]
 
 
 class ClientStates:
-    """The state of every client that has one."""
+    """The state of every client that has one. The file is made when the first state comes."""
 
-    def __init__(self) -> None:
-        self._of: dict[int, State] = {}
-        self.shared = SharedBytes()
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._file: StateFile | None = None
 
     def get(self, client: int) -> State | None:
         """Return a client's state; None when it has none."""
-        return self._of.get(client)
+        body = None if self._file is None else self._file.body(client)
+        if body is None or self._file is None:
+            return None
+        return state_codec.decode(body, self._file.part)
 
     def keep(self, client: int, state: State) -> None:
         """Replace a client's state; an empty one isn't held."""
-        before = self._of.pop(client, {})
         if state:
-            self._of[client] = _replaced(state, self.shared.hold)
-        for content in _bytes_of(before):
-            self.shared.release(content)
+            self._opened().replace(client, *state_codec.encode(state))
+        elif self._file is not None:
+            self._file.replace(client, None)
+
+    def forget(self, client: int) -> None:
+        """Remove a client's state for good: from the next `commit` no checkpoint brings it back."""
+        if self._file is not None:
+            self._file.forget(client)
 
     def all(self) -> dict[int, State]:
         """Return the state of every client that has one, in the order of clients."""
-        return dict(sorted(self._of.items()))
+        clients = [] if self._file is None else self._file.clients()
+        return {client: state for client in clients if (state := self.get(client)) is not None}
 
     def load(self, states: Mapping[int, State]) -> None:
         """Replace every client's state."""
-        for client in self._of.keys() - states.keys():
-            self.keep(client, {})
+        for client in [] if self._file is None else self._file.clients():
+            if client not in states:
+                self.keep(client, {})
         for client, state in states.items():
             self.keep(client, state)
 
+    def commit(self, round_number: int, kept: Iterable[int]) -> dict[str, Any]:
+        """Put what changed on the disk as the states after a round.
 
-def _replaced(node: Any, by: Callable[[bytes], bytes]) -> Any:
-    """Return a copy of nested dicts, their bytes replaced."""
-    if isinstance(node, dict):
-        return {key: _replaced(value, by) for key, value in node.items()}
-    return by(node) if isinstance(node, bytes) else node
+        Versions that neither this round nor one of `kept` needs are removed. Returns what the
+        round's checkpoint must hold to find them again; it is empty when no client has a state.
+        """
+        if self._file is None:
+            return {}
+        self._file.commit(round_number, kept)
+        clients, mark = self._file.mark
+        return {"clients": clients, "mark": mark} if clients else {}
 
+    def restore(self, round_number: int, saved: Mapping[str, Any]) -> None:
+        """Go back to the states of a round for which `commit` returned `saved`.
 
-def _bytes_of(node: Any) -> Iterator[bytes]:
-    """Yield the bytes of nested dicts."""
-    if isinstance(node, dict):
-        for value in node.values():
-            yield from _bytes_of(value)
-    elif isinstance(node, bytes):
-        yield node
+        Changes nothing on the disk. Raises RunFolderError when the file is missing or damaged,
+        or holds other states.
+        """
+        self.close()
+        if not saved:
+            return
+        if "mark" not in saved:  # of a run that began when checkpoints held the states
+            self.load({int(client): state for client, state in saved.items()})
+            return
+        path = (self._folder or Path()) / NAME
+        if self._folder is None or not path.is_file():
+            raise RunFolderError(
+                f"'{path}' is missing, which holds the states of {saved['clients']} clients; "
+                "put it back, or start again with another --out"
+            )
+        file = StateFile(self._folder, new=False)
+        try:
+            file.restore(round_number)
+            if file.mark != (saved["clients"], saved["mark"]):
+                raise RunFolderError(
+                    f"'{path}' does not hold the states that checkpoint {round_number} was "
+                    "written with; put it back as it was, or start again with another --out"
+                )
+        except RunFolderError:
+            file.close()
+            raise
+        self._file = file
+
+    def close(self) -> None:
+        """Let the file go; what came after the last `commit` is lost."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> StateFile:
+        if self._file is None:
+            self._file = StateFile(self._folder, new=True)
+        return self._file

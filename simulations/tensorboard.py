@@ -37,7 +37,11 @@ def write_events(folder: RunFolder | Path | str) -> Path:
 
 
 def _write(run: RunFolder, target: Path) -> None:
-    """Write every number of every round; times count from the making of the run."""
+    """Write every number of every round; times count from the making of the run.
+
+    `accuracy_by_second` has the simulated second as its step, so that runs on simulated
+    devices lie over each other on their clock.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -55,3 +59,6 @@ def _write(run: RunFolder, target: Path) -> None:
                 known = number(value)
                 if known is not None:
                     writer.add_scalar(name, known, step, walltime=clock)
+            second, reached = number(row.get("simulated_seconds")), number(row.get("accuracy"))
+            if second is not None and reached is not None:
+                writer.add_scalar("accuracy_by_second", reached, int(second), walltime=clock)

@@ -13,7 +13,11 @@ FLOPS: Sequence[tuple[float, str]] = (
     (1e3, "kFLOP"),
     (1, "FLOP"),
 )
+JOULES: Sequence[tuple[float, str]] = ((1e9, "GJ"), (1e6, "MJ"), (1e3, "kJ"), (1, "J"))
 NONE = "–"
+
+_DAYS = 72 * 3600
+"""Seconds from which on days are easier to read than hours."""
 
 
 def scale(largest: float, units: Sequence[tuple[float, str]] = BYTES) -> tuple[float, str]:
@@ -44,7 +48,7 @@ def percent(fraction: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds as `0.42 s`, `3 min 20 s` or `1 h 05 min`."""
+    """Return seconds as `0.42 s`, `3 min 20 s`, `1 h 05 min` or `4 d 07 h`."""
     if seconds is None:
         return NONE
     if seconds < 60:
@@ -52,4 +56,15 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    if seconds < _DAYS:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def clock(longest: float) -> tuple[float, str]:
+    """Return the unit of an axis of time, as (seconds, name), that fits its longest value."""
+    for least, size, name in ((_DAYS, 86400, "days"), (7200, 3600, "h"), (120, 60, "min")):
+        if longest >= least:
+            return size, name
+    return 1, "s"

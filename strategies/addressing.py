@@ -6,7 +6,7 @@ puts replies into the order of clients and counts the bytes of every payload.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,34 @@ from flwr.serverapp import Grid
 from fedsparse import messages, seeds, wire
 from fedsparse.config import FleetConfig
 from fedsparse.errors import GridError
+from strategies.trips import Trip
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 120.0
+
+
+class Consecutive(Mapping[int, int]):
+    """Consecutive numbers by as many consecutive keys: a directory that takes no memory."""
+
+    def __init__(self, numbers: range, keys: range) -> None:
+        self.numbers = numbers
+        self._keys = keys
+
+    @property
+    def inverse(self) -> "Consecutive":
+        """The keys by the numbers."""
+        return Consecutive(self._keys, self.numbers)
+
+    def __getitem__(self, key: int) -> int:
+        if not isinstance(key, int) or key not in self._keys:
+            raise KeyError(key)
+        return self.numbers[key - self._keys.start]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 @dataclass(frozen=True)
@@ -36,8 +61,8 @@ class Directory:
         with the partition ids that are missing when not all are there in time.
         """
         known: Mapping[int, int] | None = getattr(grid, "clients_by_node", None)
-        found = dict(known) if known is not None else _ask(grid, clients, timeout)
-        missing = sorted(set(range(clients)) - set(found.values()))
+        client_of = known if known is not None else _ask(grid, clients, timeout)
+        node_of, missing = _inverted(client_of, clients)
         if missing:
             named = ", ".join(map(str, missing[:10])) + (", ..." if missing[10:] else "")
             raise GridError(
@@ -45,7 +70,27 @@ class Directory:
                 f"{timeout:.0f} s, without partition-id {named}; start a node for each, "
                 "or lower fleet.clients"
             )
-        return cls({client: node for node, client in found.items()}, found)
+        return cls(node_of, client_of)
+
+    @property
+    def nodes(self) -> Sequence[int]:
+        """Addresses in the order of clients."""
+        if isinstance(self.node_of, Consecutive):
+            return self.node_of.numbers
+        return [node for _, node in sorted(self.node_of.items())]
+
+
+def _inverted(
+    client_of: Mapping[int, int], clients: int
+) -> tuple[Mapping[int, int], Sequence[int]]:
+    """Return node id by partition id, and the partition ids of the run that have none.
+
+    A grid of consecutive clients, which begin at 0, is not gone through.
+    """
+    if isinstance(client_of, Consecutive) and client_of.numbers.start == 0:
+        return client_of.inverse, range(len(client_of), clients)
+    node_of = {client: node for node, client in client_of.items()}
+    return node_of, [client for client in range(clients) if client not in node_of]
 
 
 def _ask(grid: Grid, clients: int, timeout: float) -> dict[int, int]:
@@ -117,6 +162,30 @@ class MeteredGrid(Grid):
         seen, self._traffic = self._traffic, Traffic()
         return seen
 
+    # -- what a grid with a simulated clock knows more of -------------------------------
+
+    @property
+    def trips(self) -> Mapping[int, Trip]:
+        """Each client's trip since `figures` was last read, on the simulated clock."""
+        return {}
+
+    def describe(self, kept: Mapping[str, int] | None, fits: frozenset[str]) -> Any:
+        """Return what is to be said of the devices; None without any."""
+        return None
+
+    def figures(self, kept: Mapping[str, int] | None, fits: frozenset[str]) -> dict[str, Any]:
+        """Return the clock's figures of the round that has ended."""
+        return {"simulated_seconds": None, "energy_joules": None, "clients_refused": 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must know of the clock."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+
+    # -- messages ---------------------------------------------------------------------
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
@@ -135,9 +204,9 @@ class MeteredGrid(Grid):
             _count(self._traffic.up, client_of[reply.metadata.src_node_id], reply)
         return replies
 
-    def get_node_ids(self) -> list[int]:
+    def get_node_ids(self) -> Sequence[int]:
         """Return the nodes' addresses in the order of clients."""
-        return [node for _, node in sorted(self.directory.node_of.items())]
+        return self.directory.nodes
 
     def set_run(self, *args: Any, **kwargs: Any) -> None:
         """Pass on to the grid behind."""

@@ -8,7 +8,7 @@ checkpoints and figures.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -19,12 +19,13 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsparse import messages, wire
 from fedsparse.config import StrategySettings
-from fedsparse.errors import FedSparseError, TooFewRepliesError
+from fedsparse.errors import ConfigError, FedSparseError, TooFewRepliesError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State
 from strategies import metrics
 from strategies.addressing import Directory, MeteredGrid, cohort
 from strategies.held import HeldMasks
+from strategies.seats import FULL, Seat, masked_mean, submask
 from strategies.task import Task
 
 T = TypeVar("T")
@@ -65,6 +66,9 @@ class SparseStrategy(Strategy):
 
     Settings: type[StrategySettings] = StrategySettings
 
+    fits: frozenset[str] = frozenset({"batch"})
+    """What a client with little memory may be given instead of a refusal: batch, density."""
+
     def __init__(self, task: Task) -> None:
         self.task = task
         self.settings: Any = self.Settings.model_validate(task.config.strategy)
@@ -73,7 +77,17 @@ class SparseStrategy(Strategy):
         self.directory: Directory | None = None
         self.failures: dict[int, str] = {}
         self.held = HeldMasks()
-        self.asked_to_train: list[int] = []
+        self.seats: dict[int, Seat] = {}
+        self._parts: dict[float, Mask | None] = {}
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        fit, name = self.task.config.fleet.fit, self.settings.name
+        if fit in ("density", "both") and "density" not in self.fits:
+            raise ConfigError(
+                f"fleet.fit = '{fit}': strategy '{name}' needs one mask for all clients; "
+                "set fleet.fit to 'batch' or 'refuse'"
+            )
 
     # -- what a method overrides ------------------------------------------------------
 
@@ -87,7 +101,7 @@ class SparseStrategy(Strategy):
 
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
         """Turn replies into the next `self.state` and `self.mask`."""
-        self.state = weighted_mean(replies)
+        self.state = self.mean(replies)
 
     def read_extra(self, message: Message) -> Any:
         """Decode what else a reply carries; an error here drops the reply, not the run."""
@@ -127,9 +141,10 @@ class SparseStrategy(Strategy):
         """
         if self.directory is None:
             self.begin(grid)
-        clients = cohort(self.task.config.fleet, self.task.config.run.seed, server_round)
-        self.asked_to_train = clients
-        return self.ask_with_model(clients, messages.TRAIN, self.plan(server_round))
+        plan = self.plan(server_round)
+        self._parts = {}
+        self.seats = self.choose(grid, server_round, plan)
+        return self.ask_with_model(self.seats, messages.TRAIN, plan)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -147,7 +162,7 @@ class SparseStrategy(Strategy):
         good = self.read_replies(replies)
         asked = self.task.config.fleet.clients_per_round or self.task.config.fleet.clients
         require_replies(len(good), asked, self.task.config.fleet.min_replies, self.failures)
-        self.held.replied(self.mask, self.asked_to_train, [reply.client for reply in good])
+        self.note_held([reply.client for reply in good])
         self.aggregate(server_round, good)
         loss = average([r.loss for r in good], [r.examples for r in good])
         return MetricRecord({"loss": loss, "clients": len(good)})
@@ -188,6 +203,48 @@ class SparseStrategy(Strategy):
 
     # -- for methods ------------------------------------------------------------------
 
+    def kept(self) -> dict[str, int] | None:
+        """Return the kept weights by layer; None while the model is dense."""
+        return None if self.mask is None else self.mask.layer_kept()
+
+    def choose(self, grid: Grid, round_number: int, plan: Plan) -> dict[int, Seat]:
+        """Return the clients of a round, ascending, each with its seat.
+
+        A grid that knows its clients' devices chooses among those that can take part.
+        """
+        draw = getattr(grid, "cohort", None)
+        if draw is None:
+            config = self.task.config
+            return dict.fromkeys(cohort(config.fleet, config.run.seed, round_number), FULL)
+        seats: dict[int, Seat] = draw(round_number, plan, self.kept(), self.fits)
+        return seats
+
+    def mask_of(self, client: int) -> Mask | None:
+        """Return the mask under which a client of this round trains."""
+        share = self.seats.get(client, FULL).share
+        if share not in self._parts:
+            self._parts[share] = submask(self.state, self.mask, self.task.shapes, share)
+        return self._parts[share]
+
+    def mean(self, replies: Sequence[Reply]) -> State:
+        """Return the average model, weight by weight where clients trained unlike parts of it."""
+        if all(reply.mask == self.mask for reply in replies):
+            return weighted_mean(replies)
+        parts = [(reply.examples, reply.kept, reply.mask) for reply in replies]
+        return masked_mean(self.state, self.mask, parts)
+
+    def note_held(self, good: Sequence[int]) -> None:
+        """Note who of those asked to train has shown to hold its mask."""
+        replied = set(good)
+        for mask, clients in self._by_mask(self.seats).items():
+            self.held.replied(mask, clients, [c for c in clients if c in replied])
+
+    def _by_mask(self, clients: Iterable[int]) -> dict[Mask | None, list[int]]:
+        groups: dict[Mask | None, list[int]] = {}
+        for client in clients:
+            groups.setdefault(self.mask_of(client), []).append(client)
+        return groups
+
     def ask(
         self, clients: Sequence[int], kind: str, plan: Plan, arrays: dict[str, ArrayRecord]
     ) -> list[Message]:
@@ -199,13 +256,28 @@ class SparseStrategy(Strategy):
         node_of = self.directory.node_of
         return [Message(content, node_of[client], kind) for client in clients]
 
-    def ask_with_model(self, clients: Sequence[int], kind: str, plan: Plan) -> list[Message]:
-        """Return one message a client with the model, masks only where they are not held."""
-        records = self.held.records(self.state, self.mask, clients, self.settings.values)
-        return [
-            self.ask([client], kind, plan, {messages.ARRAYS: record})[0]
-            for client, record in records.items()
-        ]
+    def ask_with_model(self, clients: Iterable[int], kind: str, plan: Plan) -> list[Message]:
+        """Return one message a client with the model, masks only where they are not held.
+
+        In training each client's seat says how much of the model, in which batches.
+        """
+        assert self.directory is not None
+        clients, training = list(clients), kind == messages.TRAIN
+        seats = self.seats if training else {}
+        groups = self._by_mask(clients) if training else {self.mask: clients}
+        records: dict[int, ArrayRecord] = {}
+        for mask, members in groups.items():
+            records |= self.held.records(self.state, mask, members, self.settings.values)
+        configs: dict[int, ConfigRecord] = {}
+        asked = []
+        for client in clients:
+            size = seats.get(client, FULL).batch_size or plan.batch_size
+            if size not in configs:
+                seated = replace(plan, batch_size=size)
+                configs[size] = messages.write_config(self.task.config, seated)
+            content = RecordDict({messages.ARRAYS: records[client], messages.CONFIG: configs[size]})
+            asked.append(Message(content, self.directory.node_of[client], kind))
+        return asked
 
     def query(
         self,
@@ -259,10 +331,11 @@ class SparseStrategy(Strategy):
 
     def _read(self, client: int, message: Message) -> Reply:
         payload = wire.unpack(message.content.array_records[messages.ARRAYS])
-        kept = wire.decode_kept(payload, self.task.schema, self.mask)
+        mask = self.mask_of(client)
+        kept = wire.decode_kept(payload, self.task.schema, mask)
         told = metrics.read(message, "examples", "loss")
         extra = self.read_extra(message)
-        return Reply(client, told["examples"], kept, told["loss"], message, extra, self.mask)
+        return Reply(client, told["examples"], kept, told["loss"], message, extra, mask)
 
 
 def average(values: Sequence[float], weights: Sequence[int]) -> float:

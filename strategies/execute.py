@@ -4,24 +4,49 @@ The caller makes the grid and the run folder; here the run goes from its newest
 checkpoint to its summary.
 """
 
+import math
+from collections.abc import Callable, Sequence
+
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsparse import data
-from fedsparse.config import Config
+from fedsparse.config import Config, FleetConfig
+from fedsparse.errors import ConfigError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress
+from fedsparse.runs.tables import Row
 from strategies.addressing import Directory, MeteredGrid
+from strategies.async_rounds import AsyncLoop
+from strategies.asynchronous import AsyncStrategy
 from strategies.base import SparseStrategy
 from strategies.rounds import RoundLoop
 from strategies.task import Task
 
+NEEDS_CLOCK = (
+    "fit",
+    "deadline",
+    "over_selection",
+    "dropout",
+    "start_hour",
+    "network_trace",
+    "device_trace",
+    "availability_trace",
+)
+"""Keys of `[fleet]` that mean nothing without `fleet.profile`."""
+
 
 def execute(
-    task: Task, strategy: Strategy, grid: Grid, folder: RunFolder, progress: Progress
+    task: Task,
+    strategy: Strategy,
+    grid: Grid,
+    folder: RunFolder,
+    progress: Progress,
+    metered: Callable[[Grid, Directory], MeteredGrid] = MeteredGrid,
 ) -> dict[str, object]:
     """Run a strategy over `grid`, writing into `folder`, and return the summary.
 
+    `metered` makes the grid that counts bytes and, in a simulation of devices, keeps the clock.
     Continues from the folder's newest checkpoint if it holds one. Raises GridError when
     clients are missing and TooFewRepliesError when a round cannot go on; the folder can
     then be resumed.
@@ -30,20 +55,44 @@ def execute(
     directory = Directory.of(grid, config.fleet.clients)
     if isinstance(strategy, SparseStrategy):
         strategy.directory = directory
-    partition = {"kind": config.data.partition, "classes": task.data.classes}
-    folder.write_json("partition.json", {**partition, "counts": data.partition_counts(task.data)})
-    loop = RoundLoop(task, strategy, MeteredGrid(grid, directory), folder, progress)
+    partition = {
+        "kind": config.data.partition,
+        "classes": task.data.classes,
+        "clients": task.data.clients,
+        "counts": data.partition_counts(task.data),
+    }
+    folder.write_json("partition.json", partition)
+    asynchronous = isinstance(strategy, AsyncStrategy)
+    loop_of = AsyncLoop if asynchronous else RoundLoop
+    loop = loop_of(task, strategy, metered(grid, directory), folder, progress)
     loop.run()
     summary = summarise(config, folder)
     folder.finish(loop.state, loop.mask, summary)
     return summary
 
 
+def check_clock(config: Config, strategy: Strategy) -> None:
+    """Refuse what only a simulated clock gives a meaning to; raises ConfigError."""
+    if isinstance(strategy, AsyncStrategy):
+        raise ConfigError(
+            f"strategy.name = '{config.strategy['name']}' needs a simulated clock; set "
+            "fleet.profile, for example --set fleet.profile=phones"
+        )
+    unset = FleetConfig()
+    for key in NEEDS_CLOCK:
+        if (value := getattr(config.fleet, key)) != getattr(unset, key):
+            raise ConfigError(
+                f"fleet.{key} = {value!r} does nothing without devices; set fleet.profile, for "
+                "example --set fleet.profile=phones"
+            )
+
+
 def summarise(config: Config, folder: RunFolder) -> dict[str, object]:
     """Return the run's headline figures, summed over its rounds.
 
     Bytes are those of the clients' last test, too, which belongs to no round.
-    Simulated time and energy need a device model; they are null without one.
+    Simulated time and energy need a device model; they are null without one. What it took
+    to the target accuracy is null where that was not reached, or none was set.
     """
     rows = folder.metrics()
     last = rows[-1]
@@ -63,7 +112,35 @@ def summarise(config: Config, folder: RunFolder) -> dict[str, object]:
         "train_flops": sum(row["train_flops"] for row in rows),
         "peak_client_memory_bytes": max(row["peak_client_memory_bytes"] for row in rows),
         "wall_seconds": sum(row["seconds"] for row in rows),
-        "simulated_seconds": None,
-        "energy_joules": None,
+        "simulated_seconds": last.get("simulated_seconds"),
+        "energy_joules": _energy(rows),
+        "clients_refused": last.get("clients_refused", 0),
+        **to_target(rows, config.run.target_accuracy),
         "run": str(folder.path),
     }
+
+
+def to_target(rows: Sequence[Row], target: float | None) -> dict[str, object]:
+    """Return rounds, simulated seconds, bytes and joules up to the first tested round at `target`.
+
+    Bytes go both ways. All are null where no round reached it.
+    """
+    reached = [i for i, r in enumerate(rows) if target and (r["accuracy"] or 0.0) >= target]
+    until = rows[: reached[0] + 1] if reached else []
+    last = until[-1] if until else {}
+    return {
+        "target_accuracy": target,
+        "rounds_to_target": last.get("round"),
+        "seconds_to_target": last.get("simulated_seconds"),
+        "bytes_to_target": (
+            sum(row["bytes_up"] + row["bytes_down"] for row in until) if until else None
+        ),
+        "joules_to_target": _energy(until),
+    }
+
+
+def _energy(rows: Sequence[Row]) -> float | None:
+    """Return the joules of some rounds; None for none, or without a device model."""
+    joules = [row.get("energy_joules") for row in rows]
+    known = [value for value in joules if value is not None]
+    return math.fsum(known) if known else None

@@ -13,7 +13,7 @@ from fedsparse.config import Density, Finite, StrategySettings
 from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import State
-from strategies.base import Reply, SparseStrategy, weighted_mean
+from strategies.base import Reply, SparseStrategy
 from strategies.task import Task
 
 
@@ -32,6 +32,7 @@ class FedAvg(SparseStrategy):
     """Dense federated averaging."""
 
     Settings = FedAvgSettings
+    fits = frozenset({"batch", "density"})
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -54,7 +55,7 @@ class FedAvg(SparseStrategy):
 
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
         """Take the weighted mean, through the server's momentum if set."""
-        mean = weighted_mean(replies)
+        mean = self.mean(replies)
         if self.settings.server_momentum or self.settings.server_lr != 1.0:
             mean = self.server_step(mean)
         self.state = mean

@@ -32,7 +32,7 @@ from fedsparse.sparsity import (
 )
 from fedsparse.training import batchnorm, local
 from strategies import metrics
-from strategies.addressing import MeteredGrid, cohort
+from strategies.addressing import MeteredGrid
 from strategies.base import Answer, Reply, SparseStrategy, weighted_mean
 from strategies.task import Task, masked
 
@@ -119,14 +119,14 @@ class FedTiny(SparseStrategy):
 
     def select(self, grid: MeteredGrid, dense: State, pool: list[Mask]) -> tuple[int, State]:
         """Return the chosen candidate and its adapted BatchNorm statistics."""
-        clients = cohort(self.task.config.fleet, self.task.config.run.seed, 0)
+        plan = Plan(samples=self.settings.development_samples)
+        clients = list(self.choose(grid, 0, plan))
         payloads = wire.pack_many(
             {
                 str(i): wire.encode(masked(dense, mask), mask=mask, values=self.settings.values)
                 for i, mask in enumerate(pool)
             }
         )
-        plan = Plan(samples=self.settings.development_samples)
         pooled = {messages.CANDIDATES: payloads}
         losses = partial(candidate_losses, count=len(pool))
         statistics = partial(self.candidate_statistics, count=len(pool))

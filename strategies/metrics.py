@@ -48,6 +48,7 @@ FIGURES = {
     "loss": Figure("loss", float, -LARGEST, LARGEST),
     "accuracy": Figure("accuracy", float, -LARGEST, LARGEST),
     "train_flops": Figure("train-flops", float, 0, LARGEST),
+    "query_flops": Figure(messages.QUERY_FLOPS_KEY, float, 0, LARGEST),
     "memory_bytes": Figure("memory-bytes", int, 0, 2**63 - 1),
 }
 """Figures by their column in the rows of clients; R^2, a regression's accuracy, may be negative."""

@@ -7,6 +7,7 @@ figures a round, checkpoints, progress, and a run that stops with a clear error.
 
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,16 @@ class RoundLoop:
         return self.strategy.mask if isinstance(self.strategy, SparseStrategy) else None
 
     @property
+    def kept(self) -> dict[str, int] | None:
+        """Kept weights by layer; None for a dense model."""
+        return None if self.mask is None else self.mask.layer_kept()
+
+    @property
+    def fits(self) -> frozenset[str]:
+        """What the strategy allows to make smaller for a client with little memory."""
+        return self.strategy.fits if isinstance(self.strategy, SparseStrategy) else frozenset()
+
+    @property
     def state(self) -> State:
         """The global model."""
         if isinstance(self.strategy, SparseStrategy):
@@ -86,8 +97,21 @@ class RoundLoop:
             self.strategy.prepare(self.grid)
         else:
             self.arrays = foreign.initial_arrays(self.task)
+        self.describe_fleet()
         self.record(0, [], self.grid.read_traffic(), None, time.perf_counter() - started)
         self.checkpoint(0)
+
+    def describe_fleet(self) -> None:
+        """Write down which devices there are and which of them cannot take part."""
+        found = self.grid.describe(self.kept, self.fits)
+        if found is not None:
+            self.folder.write_json("devices.json", found)
+            if refused := sum(found["refused"].values()):
+                reasons = ", ".join(f"{n} by {why}" for why, n in found["refused"].items() if n)
+                self.progress.note(
+                    f"{refused} of {self.config.fleet.clients} clients cannot hold the training "
+                    f"and are never asked: {reasons}"
+                )
 
     def round(self, number: int) -> None:
         """Run one round: ask, wait, aggregate, test, write down."""
@@ -104,10 +128,10 @@ class RoundLoop:
         traffic = self.grid.read_traffic()
         try:
             self.aggregate(number, replies)
-        except TooFewRepliesError:
+        except TooFewRepliesError as error:
             rows = self.client_rows(number, "train", asked, replies, traffic)
             self.folder.append_clients(rows)
-            raise
+            raise TooFewRepliesError(f"{error}{_remedy(rows)}") from error
         rows = self.client_rows(number, "train", asked, replies, traffic)
         self.folder.append_clients(rows)
         self.record(number, rows, traffic, before, time.perf_counter() - started)
@@ -163,7 +187,13 @@ class RoundLoop:
     # -- what is written down ---------------------------------------------------------
 
     def record(
-        self, number: int, rows: list[Row], traffic: Traffic, before: Mask | None, seconds: float
+        self,
+        number: int,
+        rows: list[Row],
+        traffic: Traffic,
+        before: Mask | None,
+        seconds: float,
+        **more: float | None,
     ) -> None:
         """Append the round's figures and show them."""
         every = self.config.run.eval_every
@@ -172,6 +202,7 @@ class RoundLoop:
         good = [row for row in rows if row["status"] == "ok"]
         told = [r for r in good if r["loss"] is not None and r["examples"]]
         mask = self.mask
+        statuses = Counter(row["status"] for row in rows)
         row = {
             "round": number,
             "accuracy": test.accuracy if test else None,
@@ -192,6 +223,10 @@ class RoundLoop:
             "clients_replied": len(good),
             "clients_failed": len(rows) - len(good),
             "seconds": seconds,
+            "clients_late": statuses["late"],
+            "clients_dropped": statuses["dropped"],
+            **self.grid.figures(self.kept, self.fits),
+            **more,
         }
         self.folder.append_metrics(row)
         self.progress.round_done(row)
@@ -208,17 +243,20 @@ class RoundLoop:
         client_of = self.grid.directory.client_of
         first = {client_of[r.metadata.src_node_id]: r for r in reversed(replies)}
         failures = self.strategy.failures if isinstance(self.strategy, SparseStrategy) else {}
+        trips = self.grid.trips if kind == "train" else {}
         rows = []
         for client in sorted(client_of[message.metadata.dst_node_id] for message in asked):
             reply = first.get(client)
-            reason = failures.get(client) or _failure(reply)
+            trip = trips.get(client)
+            lost = trip if trip and trip.status in ("late", "dropped") else None
+            reason = lost.reason if lost else failures.get(client) or _failure(reply)
             told = {} if reason or reply is None else metrics.fitting(reply)
             rows.append(
                 {
                     "round": number,
                     "client": client,
                     "kind": kind,
-                    "status": "failed" if reason else "ok",
+                    "status": lost.status if lost else "failed" if reason else "ok",
                     "reason": reason,
                     "examples": told.get("examples"),
                     "loss": told.get("loss"),
@@ -227,6 +265,7 @@ class RoundLoop:
                     "bytes_down": traffic.down.get(client, 0),
                     "train_flops": told.get("train_flops"),
                     "memory_bytes": told.get("memory_bytes"),
+                    **(trip.row() if trip else {}),
                 }
             )
         return rows
@@ -236,16 +275,18 @@ class RoundLoop:
     def checkpoint(self, number: int) -> None:
         """Write everything that the next round depends on."""
         self.tell_lost()
-        clients = getattr(self.grid.inner, "states", None)
+        clock = self.grid.state_dict()
+        commit = getattr(self.grid.inner, "commit_states", None)
         self.folder.save_checkpoint(
             number,
             {
+                "clock": clock,
                 "strategy": (
                     self.strategy.state_dict()
                     if isinstance(self.strategy, SparseStrategy)
                     else foreign.state_dict(self.strategy, self.arrays)
                 ),
-                "clients": {str(c): s for c, s in clients().items()} if clients else {},
+                "clients": commit(number, self.folder.checkpoints()) if commit else {},
             },
         )
 
@@ -265,19 +306,37 @@ class RoundLoop:
         """Load the newest checkpoint and return its round; -1 when there is none."""
         found = self.folder.latest_checkpoint(self.progress.note)
         if found is None:
+            self.restore_clients(-1, {})
             self.folder.rewind(-1)
             return -1
         number, tree = found
+        restored = self.restore_clients(number, tree["clients"])
         self.folder.rewind(number)
+        self.grid.load_state_dict(tree["clock"])
         if isinstance(self.strategy, SparseStrategy):
             self.strategy.load_state_dict(tree["strategy"])
         else:
             self.arrays = foreign.load_state_dict(self.strategy, tree["strategy"])
-        if tree["clients"] and hasattr(self.grid.inner, "load_states"):
-            self.grid.inner.load_states({int(c): s for c, s in tree["clients"].items()})
-        elif isinstance(self.strategy, SparseStrategy):
+        if not restored and isinstance(self.strategy, SparseStrategy):
             self.strategy.held.forget()
         return number
+
+    def restore_clients(self, number: int, saved: dict[str, Any]) -> bool:
+        """Let a grid that holds its clients' states go on with a round's; tell whether it did."""
+        restore = getattr(self.grid.inner, "restore_states", None)
+        if restore is not None:
+            restore(self.folder.path, number, saved)
+        return restore is not None and bool(saved)
+
+
+def _remedy(rows: Sequence[Row]) -> str:
+    """Return what to change where the simulated clock took replies away."""
+    lost = Counter(row["status"] for row in rows)
+    told = [f"{lost[status]} were {status}" for status in ("late", "dropped") if lost[status]]
+    if not told:
+        return ""
+    change = "raise fleet.deadline or fleet.over_selection, or lower fleet.min_replies"
+    return f"; {' and '.join(told)}: {change}"
 
 
 def _failure(reply: Message | None) -> str | None:

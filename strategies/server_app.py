@@ -18,7 +18,7 @@ from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Silent
 from strategies import foreign
-from strategies.execute import execute
+from strategies.execute import check_clock, execute
 from strategies.task import Task
 
 COMMAND = "flwr run ."
@@ -31,9 +31,15 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, the configured experiment over Flower's grid."""
     config = configuration.resolve(nested(context.run_config))
+    if config.fleet.profile is not None:
+        raise ConfigError(
+            f"fleet.profile = '{config.fleet.profile}': `{COMMAND}` runs on nodes as they are, in "
+            "real time; leave it out, or simulate devices with `fedsparse run`"
+        )
     out = Path(os.environ.get("FEDSPARSE_OUT", f"runs/flower-{context.run_id}"))
     task = Task.of(config)
     strategy = foreign.make(task)
+    check_clock(config, strategy)
     folder = folder_of(out, config)
     with folder.lock():
         execute(task, strategy, grid, folder, Silent())

@@ -20,7 +20,7 @@ from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State, mask_from_scores, static_mask
 from fedsparse.sparsity.criteria import NEEDS_DATA
 from fedsparse.training import local
-from strategies.addressing import MeteredGrid, cohort
+from strategies.addressing import MeteredGrid
 from strategies.base import SparseStrategy
 from strategies.task import Task, masked
 
@@ -42,6 +42,7 @@ class StaticMask(SparseStrategy):
     """Federated averaging under one mask that is made before the first round."""
 
     Settings = StaticMaskSettings
+    fits = frozenset({"batch", "density"})
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -83,9 +84,9 @@ class StaticMask(SparseStrategy):
 
     def ask_clients_to_score(self, grid: MeteredGrid) -> Mask:
         """Let each client score one batch; keep the top of the weighted mean (SSFL)."""
-        s, config = self.settings, self.task.config
-        clients = cohort(config.fleet, config.run.seed, 0)
+        s = self.settings
         plan = Plan(criterion=s.criterion, samples=s.score_samples)
+        clients = list(self.choose(grid, 0, plan))
         model = {messages.ARRAYS: self.arrays()}
         scored = self.query(grid, messages.SCORE, clients, plan, model, self.read_scores)
         weights = np.array([answer.examples for answer in scored], np.float64)

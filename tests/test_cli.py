@@ -21,7 +21,9 @@ from tests.tiny_runs import model_bytes, rows, tiny
 SUMMARY_KEYS = {
     *("strategy", "model", "dataset", "clients", "rounds", "seed", "accuracy", "loss", "density"),
     *("bytes_up", "bytes_down", "train_flops", "peak_client_memory_bytes", "wall_seconds"),
-    *("simulated_seconds", "energy_joules", "run"),
+    *("simulated_seconds", "energy_joules", "clients_refused", "target_accuracy"),
+    *(f"{what}_to_target" for what in ("rounds", "seconds", "bytes", "joules")),
+    "run",
 }
 
 # -- help ---------------------------------------------------------------------------------
@@ -70,7 +72,7 @@ print(*sorted(heavy & set(sys.modules)))
     ("arguments", "said"),
     [
         (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
-        (["zzz"], "unknown command 'zzz'; choose one of: run, resume, report, list, doctor"),
+        (["zzz"], f"unknown command 'zzz'; choose one of: {', '.join(cli.COMMANDS)}"),
         (["--versoin"], "--version"),
         (["list", "modles"], "unknown kind 'modles'; did you mean 'models'?"),
         (["list", "strategy"], "unknown kind 'strategy'; did you mean 'strategies'?"),
@@ -344,6 +346,7 @@ def test_list_shows_every_name_with_a_line():
     assert {"demo", "fashion", "fedtiny-paper"} <= set(found["presets"])
     for kind in ("strategies", "models", "datasets"):
         assert set(found[kind]) >= set(fedsparse.registry.BUILTIN[kind])
+    assert set(found.pop("devices")) == {"profiles", "fleets"}  # tests/devices/test_table.py
     for kind, lines in found.items():
         assert all(lines.values()), kind
         assert json.loads(invoke("list", kind, "--json").stdout) == lines

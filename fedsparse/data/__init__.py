@@ -7,10 +7,20 @@ import numpy as np
 from fedsparse import registry, seeds
 from fedsparse.config import DataConfig
 from fedsparse.data import partitions
-from fedsparse.data.dataset import ClientData, Dataset, FederatedData, Indices, Source
+from fedsparse.data.dataset import (
+    ClientData,
+    Dataset,
+    FederatedData,
+    Indices,
+    Partition,
+    Source,
+)
 from fedsparse.errors import DataError
 
 __all__ = ["ClientData", "Dataset", "FederatedData", "Source", "load", "partition_counts"]
+
+MOST_COUNTED = 2_000
+"""Clients whose classes `partition_counts` counts."""
 
 
 def load(data: DataConfig, *, clients: int, seed: int) -> FederatedData:
@@ -30,13 +40,18 @@ def _load(text: str, clients: int, seed: int) -> FederatedData:
         raise DataError(
             f"dataset '{data.name}' returned a {type(source).__name__}, not a fedsparse.data.Source"
         )
-    needed = clients * data.min_per_client + data.public_samples
     limit = min(len(source.train), data.samples or len(source.train))
-    if needed > limit:
+    if data.partition == "sampled" and data.public_samples >= limit:
+        raise DataError(
+            f"data.public_samples = {data.public_samples} of {limit} samples leave none for the "
+            "clients; lower data.public_samples"
+        )
+    needed = clients * data.min_per_client + data.public_samples
+    if data.partition != "sampled" and needed > limit:
         raise DataError(
             f"fleet.clients = {clients} with {data.min_per_client} samples each and "
             f"{data.public_samples} public ones need {needed} samples, there are {limit}; "
-            "lower fleet.clients or data.public_samples"
+            "lower fleet.clients or data.public_samples, or set data.partition = 'sampled'"
         )
     chosen = _spread(source.train.y, limit, seeds.stream(seed, 0, seeds.SERVER, "samples"))
     public, rest = _public(source.train, chosen, data.public_samples, seed)
@@ -75,7 +90,9 @@ def _spread(labels: np.ndarray, count: int, rng: np.random.Generator) -> Indices
 
 def _deal(
     data: DataConfig, train: Dataset, column: np.ndarray | None, clients: int, seed: int
-) -> list[Indices]:
+) -> Partition:
+    if data.partition == "sampled":
+        return partitions.Sampled(train.y, clients, data.samples_per_client, data.alpha, seed)
     rng = seeds.stream(seed, 0, seeds.SERVER, "partition")
     if data.partition in ("dirichlet", "shards") and train.classes == 1:
         raise DataError(
@@ -93,9 +110,16 @@ def _deal(
     return partitions.iid(len(train), clients, rng)
 
 
-def partition_counts(federated: FederatedData) -> list[list[int]]:
-    """Return how many samples of each class each client has; one column for regression."""
+def partition_counts(federated: FederatedData, most: int = MOST_COUNTED) -> list[list[int]]:
+    """Return how many samples of each class each client has; one column for regression.
+
+    Of the first `most` clients: a million would be a picture that nobody reads.
+    """
+    first = range(min(most, federated.clients))
     if federated.classes == 1:
-        return [[len(own)] for own in federated.partition]
+        return [[int(federated.sizes[client])] for client in first]
     labels, classes = federated.train.y, federated.classes
-    return [np.bincount(labels[own], minlength=classes).tolist() for own in federated.partition]
+    return [
+        np.bincount(labels[federated.partition[client]], minlength=classes).tolist()
+        for client in first
+    ]

@@ -1,7 +1,10 @@
 """Datasets in memory: samples, labels, and how they are dealt to clients."""
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +52,29 @@ class ClientData:
     test: Dataset
 
 
+class Partition(Sequence[Indices]):
+    """The positions of each client's samples, as a sequence that need not hold them all."""
+
+    sizes: NDArray[np.int64]
+    """How many samples each client has."""
+
+    @abstractmethod
+    def part(self, client: int) -> Indices:
+        """Return the positions of a client from 0 to the number of clients less 1."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, index: int) -> Indices: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Indices]: ...
+    def __getitem__(self, index: int | slice) -> Indices | list[Indices]:
+        if isinstance(index, slice):
+            return [self.part(client) for client in range(len(self))[index]]
+        return self.part(range(len(self))[index])
+
+
 @dataclass(frozen=True)
 class FederatedData:
     """A dataset dealt to clients; `partition[k]` are positions in `train`."""
@@ -56,7 +82,7 @@ class FederatedData:
     train: Dataset
     test: Dataset
     public: Dataset
-    partition: list[Indices]
+    partition: Sequence[Indices]
     client_test_fraction: float
     seed: int
 
@@ -75,6 +101,29 @@ class FederatedData:
         """Number of clients."""
         return len(self.partition)
 
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """How many samples each client has, for training and for testing together."""
+        if isinstance(self.partition, Partition):
+            return self.partition.sizes
+        return np.array([len(own) for own in self.partition], np.int64)
+
+    @cached_property
+    def train_sizes(self) -> NDArray[np.int64]:
+        """How many samples each client trains on."""
+        held = np.rint(self.client_test_fraction * self.sizes).astype(np.int64)
+        left: NDArray[np.int64] = self.sizes - np.minimum(held, self.sizes - 1)
+        return left
+
+    def train_samples(self, client: int) -> int:
+        """Return how many samples a client trains on, without looking them up."""
+        size = int(self.sizes[client])
+        return size - self._held_out(size)
+
+    def _held_out(self, samples: int) -> int:
+        """Return how many of a client's samples it tests on: one is left to train on."""
+        return min(round(self.client_test_fraction * samples), samples - 1)
+
     def client(self, client: int) -> ClientData:
         """Return one client's samples, split into training and test by the run's seed.
 
@@ -85,7 +134,7 @@ class FederatedData:
             raise DataError(f"there is no client {client}; the run has {self.clients}")
         own = self.partition[client]
         rng = seeds.stream(self.seed, 0, client, "split")
-        held = min(round(self.client_test_fraction * len(own)), len(own) - 1)
+        held = self._held_out(len(own))
         order = rng.permutation(len(own))
         return ClientData(
             self.train.take(np.sort(own[order[held:]])), self.train.take(np.sort(own[order[:held]]))

@@ -6,7 +6,7 @@ method needs, counted as FedTiny's paper does, not what a dense backend allocate
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -102,6 +102,14 @@ class ModelCost:
         density = self._densities(mask)
         return sum(density[layer.name] * layer.forward_flops for layer in self.layers)
 
+    def flops_of(self, kept: Mapping[str, int] | None) -> float:
+        """FLOPs of one sample's forward pass with `kept` weights by layer; others are dense."""
+        kept = kept or {}
+        return sum(
+            kept.get(layer.name, layer.weights) / layer.weights * layer.forward_flops
+            for layer in self.layers
+        )
+
     def train_flops(self, samples: int, mask: Mask | None = None) -> float:
         """FLOPs of training on `samples` samples: three forward passes each."""
         return 3 * samples * self.forward_flops(mask)
@@ -128,20 +136,22 @@ class ModelCost:
         batch_size: int,
         buffer_entries: int = 0,
         dense_gradient_entries: int = 0,
+        kept: Mapping[str, int] | None = None,
     ) -> MemoryCost:
-        """Bytes that training holds at its peak.
+        """Bytes that training holds at its peak, under a mask or under its `kept` by layer.
 
         A kept weight takes 4 B and its position, as an index of 4 B or one bit of the
         tensor, whichever is less; gradients and optimizer slots 4 B a kept weight; an
         entry of the adjustment buffer 8 B; a dense gradient 4 B an entry.
         """
-        density = self._densities(mask)
-        kept = mask.layer_kept() if mask else {}
-        values = sum(kept.get(layer.name, layer.weights) for layer in self.layers)
+        self._densities(mask)
+        kept = kept or (mask.layer_kept() if mask else {})
+        counts = [(kept.get(layer.name, layer.weights), layer.weights) for layer in self.layers]
+        values = sum(count for count, _ in counts)
         index = sum(
-            min(INDEX_BYTES * kept[layer.name], math.ceil(layer.weights / 8))
-            for layer in self.layers
-            if density[layer.name] < 1
+            min(INDEX_BYTES * count, math.ceil(weights / 8))
+            for count, weights in counts
+            if count < weights
         )
         trainable = (values + self.other_parameters) * VALUE_BYTES
         return MemoryCost(

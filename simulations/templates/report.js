@@ -10,7 +10,7 @@
 
   const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
 
-  const DATA = new Set(["x", "y", "z", "text", "customdata", "hovertemplate"]);
+  const DATA = new Set(["x", "y", "z", "base", "text", "ticktext", "customdata", "hovertemplate"]);
 
   function painted(value, style) {
     if (typeof value === "string" && value.startsWith("var:")) {
@@ -45,7 +45,7 @@
       Plotly.react(plot, data, {
         ...layout,
         autosize: true, height: Number(plot.dataset.height), showlegend: false, dragmode: fine ? "zoom" : false,
-        margin: { l: 52, r: 14, t: 12, b: 48 },
+        margin: { l: 52, r: 14, t: 12, b: 48, ...layout.margin },
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", bargap: 0.15,
         font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
         hoverlabel: { bgcolor: page, bordercolor: soft, font: { color: ink }, align: "left" },

@@ -28,7 +28,8 @@ function background(element) {
 
 function leaves(text) {
   const [own, plot] = [text.getBoundingClientRect(), text.closest(".plot").getBoundingClientRect()];
-  return own.left < plot.left - 1 || own.right > plot.right + 1 || own.bottom > plot.bottom + 1;
+  const beside = own.left < plot.left - 1 || own.right > plot.right + 1;
+  return beside || own.top < plot.top - 1 || own.bottom > plot.bottom + 1;
 }
 
 function measure() {

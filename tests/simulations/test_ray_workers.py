@@ -59,6 +59,9 @@ def test_flowers_strategies_and_a_foreign_app_run_unmodified(grid, name):
 
 
 def test_clients_are_spread_over_workers_and_their_state_travels(grid):
+    starting = list(grid.executor.pool.starting)
+    if starting:  # else the first worker would do it all
+        ray.wait(starting, num_returns=len(starting), timeout=60)
     replies = ask(grid, "count") and ask(grid, "count")
     assert [reply.content["metrics"]["n"] for reply in replies] == [2] * CLIENTS
     assert len({reply.content["metrics"]["pid"] for reply in replies}) == 2

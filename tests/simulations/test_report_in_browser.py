@@ -1,6 +1,6 @@
 """The report in a real browser: phone and desk, light and dark, drawn and within its bounds.
 
-One headless browser opens a page that holds the report in four frames; each frame
+One headless browser opens a page that holds each report in four frames; each frame
 measures itself, presses the theme button and posts what it found.
 """
 
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from run_folders import make_run
+from timed_runs import DEVICES, make_timed_run
 
 from simulations.report import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PAGES = ("several", "devices", "queue")
 WIDTHS = (390, 1280)
 THEMES = ("light", "dark")
 
@@ -34,18 +36,33 @@ def browser():
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
+def crowded():
+    """Return devices with long names and limits that lie close to each other."""
+    names = [f"a-device-of-a-long-name-{i}" for i in range(8)]
+    limits = {name: 200_000 + 60_000 * i for i, name in enumerate(names)}
+    methods = {f"{label}-{'long' * 8}": m for label, m in DEVICES["memory_by_method"].items()}
+    profiles = dict.fromkeys(names, 10)
+    return {**DEVICES, "profiles": profiles, "limits": limits, "memory_by_method": methods}
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What each frame found, by (width, theme)."""
+    """What each frame found, by (page, width, theme)."""
     if browser() is None:
         pytest.skip(f"no browser on this machine (looked for {', '.join(BROWSERS)})")
     folder = tmp_path_factory.mktemp("browser")
-    runs = [make_run(folder / name, clients=70).path for name in ("a", "a-" + "long" * 20)]
-    report = write_report(runs, folder / "report.html")
-    report.write_text(report.read_text().replace("</body>", f"<script>{PROBE}</script></body>"))
+    runs = {
+        "several": [make_run(folder / name, clients=70) for name in ("a", "a-" + "long" * 20)],
+        "devices": [make_timed_run(folder / "b", clients=90, asked=80, devices=crowded())],
+        "queue": [make_timed_run(folder / "c", rounds=12, asynchronous=True)],
+    }
+    for page in PAGES:
+        report = write_report([run.path for run in runs[page]], folder / f"{page}.html")
+        report.write_text(report.read_text().replace("</body>", f"<script>{PROBE}</script></body>"))
     frames = "".join(
-        f'<iframe name="{width}-{theme}" width="{width}" height="900" '
-        f'src="report.html?theme={theme}"></iframe>'
+        f'<iframe name="{page}-{width}-{theme}" width="{width}" height="900" '
+        f'src="{page}.html?theme={theme}"></iframe>'
+        for page in PAGES
         for width in WIDTHS
         for theme in THEMES
     )
@@ -68,7 +85,7 @@ def measured(tmp_path_factory):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]
@@ -77,8 +94,9 @@ def measured(tmp_path_factory):
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_fits_is_drawn_and_can_be_read(measured, width, theme):
-    frame = measured[str(width), theme]
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_fits_is_drawn_and_can_be_read(measured, page, width, theme):
+    frame = measured[page, str(width), theme]
     for state in (frame["before"], frame["after"]):
         assert state["inner"] == width
         assert state["scroll"] <= width
@@ -89,8 +107,9 @@ def test_the_page_fits_is_drawn_and_can_be_read(measured, width, theme):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_button_changes_the_page_and_its_plots_at_once(measured, width):
-    light, dark = measured[str(width), "light"], measured[str(width), "dark"]
+@pytest.mark.parametrize("page", PAGES)
+def test_the_button_changes_the_page_and_its_plots_at_once(measured, page, width):
+    light, dark = measured[page, str(width), "light"], measured[page, str(width), "dark"]
     assert light["before"]["page"] == dark["after"]["page"]
     assert light["after"]["page"] == dark["before"]["page"]
     assert sum(light["before"]["page"]) > 700

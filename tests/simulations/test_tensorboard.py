@@ -2,6 +2,7 @@
 
 import pytest
 from run_folders import make_run
+from timed_runs import make_timed_run
 
 from simulations.tensorboard import write_events
 
@@ -23,6 +24,18 @@ def test_every_number_of_every_round_is_there(tmp_path):
     assert found["accuracy"] == [(r["round"], round(r["accuracy"], 6)) for r in run.metrics()]
     assert [step for step, _ in found["train_loss"]] == [1, 2, 3]
     assert found["layer_density/fc.weight"][-1] == (3, 0.2)
+
+
+def test_the_clock_and_the_energy_of_devices_are_there(tmp_path):
+    run = make_timed_run(tmp_path / "run", rounds=3, asynchronous=True)
+    found = scalars(write_events(run))
+    for key in ("simulated_seconds", "energy_joules", "clients_late", "clients_dropped"):
+        assert found[key] == [(r["round"], pytest.approx(r[key], rel=1e-6)) for r in run.metrics()]
+    assert [step for step, _ in found["staleness"]] == [1, 2, 3]
+    accuracy = {r["simulated_seconds"]: r["accuracy"] for r in run.metrics()}
+    assert found["accuracy_by_second"] == [
+        (int(second), pytest.approx(value, rel=1e-6)) for second, value in accuracy.items()
+    ]
 
 
 def test_writing_again_replaces_and_never_doubles(tmp_path):

@@ -15,6 +15,8 @@ def test_bytes(value, text):
 
 def test_flops_and_nothing():
     assert units.in_units(3.2e9, units.FLOPS) == "3.20 GFLOP"
+    assert units.in_units(2500, units.JOULES) == "2.50 kJ"
+    assert units.in_units(0.02, units.JOULES) == "0.02 J"
     assert units.in_units(None) == units.percent(None) == units.duration(None) == "–"
 
 
@@ -28,7 +30,24 @@ def test_percent(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0 s"), (0.421, "0.421 s"), (59.99, "60.0 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")],
+    [
+        (0, "0 s"),
+        (0.421, "0.421 s"),
+        (59.99, "60.0 s"),
+        (200, "3 min 20 s"),
+        (3900, "1 h 05 min"),
+        (71 * 3600, "71 h 00 min"),
+        (72 * 3600, "3 d 00 h"),
+        (103.6 * 3600, "4 d 08 h"),
+    ],
 )
 def test_duration(value, text):
     assert units.duration(value) == text
+
+
+@pytest.mark.parametrize(
+    ("longest", "unit"),
+    [(0, "s"), (119, "s"), (120, "min"), (7199, "min"), (7200, "h"), (72 * 3600, "days")],
+)
+def test_an_axis_of_time_has_the_unit_that_fits(longest, unit):
+    assert units.clock(longest)[1] == unit

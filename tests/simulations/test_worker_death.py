@@ -59,9 +59,9 @@ def test_a_client_that_always_kills_its_worker_takes_only_itself_down(grid):
 
 
 def test_a_worker_killed_from_outside_is_replaced(grid):
-    ray.kill(grid.executor.actors[0])
+    ray.kill(grid.executor.pool.actors[0])
     assert not any(r.has_error() for r in ask(grid, "threads", 0))
-    assert len(grid.executor.actors) == 2
+    assert len(grid.executor.pool.actors) == 2
 
 
 def test_a_reply_that_cannot_be_sent_is_an_error_reply(grid):

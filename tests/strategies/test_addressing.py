@@ -1,13 +1,17 @@
 """Who is who on a grid, and what counts as sent: only what a client was handed."""
 
+import random
+
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedsparse.errors import GridError
 from simulations.experiment import CLIENT_APP
 from simulations.flower_internals import RAISED, error_reply
 from simulations.grid import CohortGrid, InlineExecutor
-from strategies.addressing import Directory, MeteredGrid
+from strategies.addressing import Consecutive, Directory, MeteredGrid
 from strategies.execute import execute
 from tests.strategies.stage import stage
 
@@ -112,3 +116,60 @@ def test_a_run_names_the_clients_that_it_lacks():
     few = CohortGrid(CLIENT_APP, clients=2)
     with pytest.raises(GridError, match=r"2 of 4 clients .*without partition-id 2, 3; start"):
         execute(strategy.task, strategy, few, None, None)
+
+
+# -- a directory of very many ------------------------------------------------------------
+
+keys = st.integers(-3, 25) | st.sampled_from(["0", None, 1.5])
+
+
+@given(st.integers(0, 20), st.integers(0, 5), st.integers(0, 5), keys)
+@settings(max_examples=200, deadline=None)
+def test_consecutive_numbers_are_read_like_a_dict_of_them(size, first, number, key):
+    lazy = Consecutive(range(number, number + size), range(first, first + size))
+    plain = {first + i: number + i for i in range(size)}
+    assert lazy == plain
+    assert list(lazy.items()) == list(plain.items())
+    assert (len(lazy), key in lazy, lazy.get(key)) == (len(plain), key in plain, plain.get(key))
+    assert lazy.inverse == {value: k for k, value in plain.items()}
+
+
+class Plain(CohortGrid):
+    """A grid that knows its clients by a dict, as another maker's might."""
+
+    @property
+    def clients_by_node(self):
+        """The same in a dict, in another order."""
+        return dict(reversed(list(super().clients_by_node.items())))
+
+
+@given(st.integers(1, 12), st.integers(1, 14))
+@settings(max_examples=50, deadline=None)
+def test_the_directory_of_a_grid_is_that_of_its_dict(there, wanted):
+    grids = [kind(CLIENT_APP, clients=there) for kind in (CohortGrid, Plain)]
+    if wanted > there:
+        lines = []
+        for grid in grids:
+            with pytest.raises(GridError) as error:
+                Directory.of(grid, wanted)
+            lines.append(str(error.value))
+        assert lines[0] == lines[1]
+        return
+    lazy, plain = (Directory.of(grid, wanted) for grid in grids)
+    assert lazy.node_of == plain.node_of
+    assert lazy.client_of == plain.client_of
+    assert list(lazy.nodes) == list(plain.nodes)
+
+
+def test_nothing_is_made_for_each_of_a_billion_clients():
+    inner = CohortGrid(CLIENT_APP, clients=10**9)
+    directory = Directory.of(inner, 10**9)
+    grid = MeteredGrid(inner, directory)
+    last = directory.node_of[10**9 - 1]
+    assert directory.client_of[last] == 10**9 - 1
+    assert len(grid.get_node_ids()) == len(inner.get_node_ids()) == 10**9
+    assert all(node in directory.client_of for node in random.sample(grid.get_node_ids(), 5))
+    with pytest.raises(KeyError):
+        directory.node_of[10**9]
+    with pytest.raises(GridError, match=r"1000000000 of 1000000005 .* 1000000000, 1000000001"):
+        Directory.of(inner, 10**9 + 5)

@@ -20,6 +20,7 @@ SETTING = (*QUICK, "strategy.name=fedavg", "run.rounds=2", "fleet.min_replies=0.
 def start(out, monkeypatch, *assignments, grid=CohortGrid):
     """Start the ServerApp as Flower does, its folder named by FEDSPARSE_OUT."""
     tree = tiny(*SETTING, *assignments).model_dump(exclude_none=True)
+    tree["strategy"] = {key: v for key, v in tree["strategy"].items() if v is not None}
     monkeypatch.setenv("FEDSPARSE_OUT", str(out))
     context = new_context(7, 1, 0, 1, flatten_dict(tree), {})
     with grid(CLIENT_APP, clients=4) as clients:
@@ -66,6 +67,20 @@ def test_a_run_of_another_configuration_is_refused_by_the_key(tmp_path, monkeypa
     stopped(tmp_path / "run", monkeypatch)
     with pytest.raises(ConfigError, match=named):
         start(tmp_path / "run", monkeypatch, change)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("fleet.profile=phones", r"fleet\.profile = 'phones': `flwr run \.` runs on nodes"),
+        ("fleet.deadline=5.0", r"fleet\.deadline = 5\.0 does nothing without devices"),
+        ("strategy.name=fedbuff", r"'fedbuff' needs a simulated clock"),
+    ],
+)
+def test_nodes_run_in_real_time_and_know_no_simulated_clock(tmp_path, monkeypatch, change, named):
+    with pytest.raises(ConfigError, match=named):
+        start(tmp_path / "run", monkeypatch, change)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_and_one_of_the_simulator_are_refused(tmp_path, monkeypatch):

@@ -1,0 +1,364 @@
+"""The simulated clock: a grid on which messages take time, and some replies never arrive.
+
+It stands between the strategy and any grid. What clients really compute and send becomes
+seconds and joules of their devices; who is lost, who is late and when the round ends follow
+from those and the run's seed alone, so that every engine has the same clock. The time that
+the server itself takes is not counted.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from fedsparse import messages as words
+from fedsparse import seeds, wire
+from fedsparse.devices import Device, Fleet
+from fedsparse.errors import GridError
+from fedsparse.messages import Plan
+from fedsparse.training.price import Price
+from simulations.enrolment import Enrolment, Kept
+from simulations.methods_memory import devices_json
+from strategies import metrics
+from strategies.addressing import Directory, MeteredGrid, cohort
+from strategies.seats import Seat
+from strategies.task import Task
+from strategies.trips import Trip
+
+WAIT_SECONDS = 600.0
+"""Simulated time between two looks at who is there, when too few are."""
+
+PATIENCE_SECONDS = 14 * 86400.0
+"""Simulated time after which the server stops waiting for clients to be there."""
+
+TRIES = 100
+"""Clients looked at for each one wanted, at most, in a large fleet."""
+
+FATES = ("before", "during", "after")
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A client that was asked: its message, its device, and its trip as far as foreseen."""
+
+    message: Message
+    device: Device
+    trip: Trip
+    density: float
+    fate: str | None
+    part: float
+    """Of its computing that a client lost during training has done."""
+    limit: float
+    """Seconds from its start after which its reply is late."""
+
+
+class ClockedGrid(MeteredGrid):
+    """Any grid, under the clock of a fleet of devices."""
+
+    def __init__(self, inner: Grid, directory: Directory, *, task: Task, fleet: Fleet) -> None:
+        super().__init__(inner, directory)
+        self.task = task
+        self.fleet = fleet
+        self.enrolment = Enrolment(task, fleet)
+        self.now = 0.0
+        self._trips: list[Trip] = []
+        self._offers: dict[int, tuple[Price, float]] = {}
+        self._plan = Plan()
+
+    # -- who is asked -----------------------------------------------------------------
+
+    def cohort(
+        self, round_number: int, plan: Plan, kept: Kept | None, fits: frozenset[str]
+    ) -> dict[int, Seat]:
+        """Return a round's clients with their seats: those that are there and hold the training.
+
+        Without refusals and absences they are those of a run without a clock. Waits in
+        simulated time while too few are there; raises GridError after 14 days of it.
+        """
+        config = self.task.config
+        if round_number == 0 and kept is None:
+            kept = self.enrolment.nominal(config.strategy["density"])
+        self._offers, self._plan = {}, plan
+        wanted = config.fleet.clients_per_round or config.fleet.clients
+        asked = min(config.fleet.clients, math.ceil(wanted * (1 + config.fleet.over_selection)))
+        enough = max(1, math.ceil(config.fleet.min_replies * wanted - 1e-9))
+        began = self.now
+        while True:
+            seats = self._drawn(round_number, asked, plan, kept, fits)
+            if len(seats) >= enough:
+                return dict(sorted(seats.items()))
+            self._wait(began, f"{enough} clients are wanted in round {round_number}", len(seats))
+
+    def _drawn(
+        self, round_number: int, asked: int, plan: Plan, kept: Kept | None, fits: frozenset[str]
+    ) -> dict[int, Seat]:
+        """Draw clients until enough are found, or all, or very many, were looked at."""
+        clients = self.task.config.fleet.clients
+        seed = self.task.config.run.seed
+        rng = seeds.stream(seed, round_number, seeds.SERVER, "more clients")
+        sized = self.task.config.fleet.model_copy(update={"clients_per_round": asked})
+        looked: set[int] = set()
+        seats: dict[int, Seat] = {}
+        draw = cohort(sized, seed, round_number)
+        while draw:
+            for client in draw:
+                looked.add(client)
+                if len(seats) < asked and (seat := self.seat(client, plan, kept, fits)):
+                    seats[client] = seat
+            missing = asked - len(seats)
+            if not missing or len(looked) >= min(clients, TRIES * asked):
+                break
+            more = rng.permutation(clients) if clients <= 4 * asked + 1024 else None
+            found = more if more is not None else rng.integers(clients, size=4 * missing)
+            fresh = dict.fromkeys(int(c) for c in found if int(c) not in looked)
+            draw = list(fresh) or ([] if more is not None else draw[:1])
+        return seats
+
+    def seat(self, client: int, plan: Plan, kept: Kept | None, fits: frozenset[str]) -> Seat | None:
+        """Return a client's seat if it is there now and holds the training."""
+        if not self.fleet.device(client).available(self.now):
+            return None
+        offer = self.enrolment.seat(client, plan, kept, fits)
+        if offer is None:
+            return None
+        seat, price = offer
+        counts = self.enrolment.counts(kept, seat.share)
+        self._offers[client] = price, self.enrolment.density(counts)
+        return seat
+
+    def _wait(self, began: float, why: str, there: int) -> None:
+        if self.now - began >= PATIENCE_SECONDS:
+            raise GridError(
+                f"{why}, {there} are there and hold the training, after 14 simulated days; "
+                "look at the fleet's availability and memory, or lower fleet.min_replies"
+            )
+        self.now += WAIT_SECONDS
+
+    def get_node_ids(self) -> Any:
+        """Return the addresses of clients that are there and hold dense training.
+
+        For strategies of other makers, which choose for themselves.
+        """
+        config = self.task.config
+        wanted = config.fleet.clients_per_round or config.fleet.clients
+        enough = max(1, math.ceil(config.fleet.min_replies * wanted - 1e-9))
+        self._offers = {}
+        began = self.now
+        while True:
+            there = [
+                client
+                for client in range(config.fleet.clients)
+                if self.seat(client, Plan(), None, frozenset())
+            ]
+            if len(there) >= enough:
+                return [self.directory.node_of[client] for client in there]
+            self._wait(began, f"{enough} clients are wanted", len(there))
+
+    # -- a round ----------------------------------------------------------------------
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Send messages and return the replies that arrive before the round ends.
+
+        A training round ends when as many replies as wanted are in, with the deadline, or
+        when nobody is left to wait for. Tests by clients are no part of a round and take no
+        simulated time.
+        """
+        sent = list(messages)
+        if not sent or sent[0].metadata.message_type == words.EVALUATE:
+            return super().send_and_receive(sent, timeout=timeout)
+        left = [self.depart(message) for message in sent]
+        trips, replies = self.travel(left, timeout)
+        training = sent[0].metadata.message_type == words.TRAIN
+        accepted, end = self._outcome(trips) if training else (trips, _last(trips, self.now))
+        done = {trip.client: self.closed(trip, end, trip in accepted) for trip in trips}
+        self._trips += done.values()
+        self.now = end
+        return [r for client, r in replies.items() if done[client].status in ("ok", "failed")]
+
+    def depart(self, message: Message) -> Departure:
+        """Return a client's trip as it is foreseen when it is asked, now."""
+        client = self.directory.client_of[message.metadata.dst_node_id]
+        device = self.fleet.device(client)
+        training = message.metadata.message_type == words.TRAIN
+        price, density = self._offers.get(client) or (
+            self.enrolment.price(client, Plan(), None),
+            1.0,
+        )
+        fate, part = self._fate(message, client, device) if training else (None, 1.0)
+        size = payload_bytes(message)
+        trip = Trip(
+            client=client,
+            device=device.profile,
+            started=self.now,
+            compute_watts=device.figures.compute_watts,
+            radio_watts=device.figures.radio_watts,
+        )
+        if fate != "before":
+            trip = replace(
+                trip,
+                download_seconds=device.download_seconds(size, self.now),
+                compute_seconds=device.compute_seconds(price.flops, density) if training else 0.0,
+                bytes_down=size,
+            )
+        limit = self.deadline if training else math.inf
+        return Departure(message, device, trip, density, fate, part, limit)
+
+    def _fate(self, message: Message, client: int, device: Device) -> tuple[str | None, float]:
+        """Return where a client is lost in its round, if it is, and how far it came."""
+        if not device.dropout:
+            return None, 1.0
+        rng = seeds.stream(self.task.config.run.seed, round_of(message), client, "dropout")
+        lost, place, part = rng.random(3)
+        return (FATES[int(place * len(FATES))], float(part)) if lost < device.dropout else (None, 1)
+
+    def travel(
+        self, left: list[Departure], timeout: float | None
+    ) -> tuple[list[Trip], dict[int, Message]]:
+        """Let clients really work and return their whole trips, and the replies by client.
+
+        Those that are lost before they are done, or would compute beyond the deadline, do
+        not work: their state is as before.
+        """
+        foreseen: list[Trip] = []
+        working = []
+        for departure in left:
+            trip = departure.trip
+            if departure.fate in ("before", "during"):
+                foreseen.append(_lost(departure))
+            elif trip.finished > trip.started + departure.limit:
+                foreseen.append(trip)
+            else:
+                working.append(departure)
+        for trip in foreseen:
+            self._count_down(trip.client, trip.bytes_down)
+        came = super().send_and_receive([d.message for d in working], timeout=timeout)
+        by_node: dict[int, Message] = {}
+        for reply in came:
+            by_node.setdefault(reply.metadata.src_node_id, reply)
+        replies, trips = {}, foreseen
+        for departure in working:
+            answer = by_node.get(departure.message.metadata.dst_node_id)
+            trip = self._arrived(departure, answer)
+            trips.append(trip)
+            if answer is not None and trip.status in ("ok", "failed"):
+                replies[trip.client] = answer
+        trips.sort(key=lambda trip: trip.client)
+        return trips, dict(sorted(replies.items()))
+
+    @property
+    def deadline(self) -> float:
+        """Simulated seconds that a round may take."""
+        return self.task.config.fleet.deadline or math.inf
+
+    def _arrived(self, departure: Departure, reply: Message | None) -> Trip:
+        """Return the trip of a client that worked: what it reports and sends takes its time."""
+        trip, device = departure.trip, departure.device
+        if reply is None or reply.has_error():
+            return replace(trip, status="failed")
+        told = metrics.fitting(reply)
+        flops = told.get("train_flops", told.get("query_flops"))
+        if flops is not None:
+            trip = replace(trip, compute_seconds=device.compute_seconds(flops, departure.density))
+        size = payload_bytes(reply)
+        upload = device.upload_seconds(size, trip.finished)
+        trip = replace(trip, upload_seconds=upload, bytes_up=size)
+        if departure.fate == "after":
+            return replace(trip, status="dropped", reason="lost after training, with its reply")
+        return trip
+
+    def _outcome(self, trips: list[Trip]) -> tuple[list[Trip], float]:
+        """Return the trips whose replies count, and when the round ends that begins now."""
+        fleet = self.task.config.fleet
+        wanted = fleet.clients_per_round or fleet.clients
+        arrivals = sorted((t for t in trips if t.status == "ok"), key=lambda t: t.finished)
+        end = _last(trips, self.now)
+        if fleet.over_selection and len(arrivals) >= wanted:
+            arrivals = arrivals[:wanted]
+            end = arrivals[-1].finished
+        end = min(end, self.now + self.deadline)
+        return [trip for trip in arrivals if trip.finished <= end], end
+
+    def closed(self, trip: Trip, end: float, accepted: bool) -> Trip:
+        """Return what a trip is once its round has ended; of a late one, what it did so far."""
+        late = trip.status == "ok" and not accepted
+        if not late and trip.finished <= end:
+            return trip
+        reason = "late: the round ended before its reply was in" if late else trip.reason
+        done = trip.cut(end, "late" if late else trip.status, reason)
+        self._recount(trip, done)
+        return done
+
+    def _recount(self, whole: Trip, done: Trip) -> None:
+        for table, full, part in (
+            (self._traffic.up, whole.bytes_up, done.bytes_up),
+            (self._traffic.down, whole.bytes_down, done.bytes_down),
+        ):
+            if whole.client in table:
+                table[whole.client] += part - full
+
+    def _count_down(self, client: int, size: int) -> None:
+        self._traffic.down[client] = self._traffic.down.get(client, 0) + size
+
+    # -- what is written down ---------------------------------------------------------
+
+    @property
+    def trips(self) -> dict[int, Trip]:
+        """Each client's last trip since the figures were last read."""
+        return {trip.client: trip for trip in self._trips}
+
+    def figures(self, kept: Kept | None, fits: frozenset[str]) -> dict[str, Any]:
+        """Return the clock, the energy of the trips since the last call, and who is refused."""
+        seen, self._trips = self._trips, []
+        return {
+            "simulated_seconds": self.now,
+            "energy_joules": math.fsum(trip.energy_joules for trip in seen),
+            "clients_refused": self.enrolment.refused(self._plan, kept, fits),
+        }
+
+    def describe(self, kept: Kept | None, fits: frozenset[str]) -> dict[str, Any]:
+        """Return what `devices.json` says: the mixture, who is refused, memory by method."""
+        return devices_json(self.enrolment, Plan(), kept, fits)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the clock needs to go on from here."""
+        return {"now": self.now}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.now = saved["now"]
+
+
+def _last(trips: Iterable[Trip], now: float) -> float:
+    return max((trip.finished for trip in trips), default=now)
+
+
+def payload_bytes(message: Message) -> int:
+    """Return the length of a message's payloads."""
+    if not message.has_content():
+        return 0
+    return sum(wire.record_bytes(record) for record in message.content.array_records.values())
+
+
+def round_of(message: Message) -> int:
+    """Return the round that a message belongs to; 0 where it says none."""
+    record = message.content.config_records.get(words.CONFIG, ConfigRecord())
+    number = record.get(words.ROUND_KEY, 0)
+    return number if isinstance(number, int) else 0
+
+
+def _lost(departure: Departure) -> Trip:
+    """Return the trip of a client that is lost before or during training."""
+    trip = departure.trip
+    if departure.fate == "before":
+        return replace(trip, status="dropped", reason="lost before training")
+    return replace(
+        trip,
+        compute_seconds=trip.compute_seconds * departure.part,
+        status="dropped",
+        reason="lost during training",
+    )

@@ -1,0 +1,190 @@
+"""The page of a comparison: one file, in the style of a run's report, that works offline.
+
+The table, accuracy against each cost, learning curves, and where each run lies. All that
+comes from files is escaped.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import fedsparse
+from fedsparse.errors import FedSparseError, MissingExtraError
+from fedsparse.runs.atomic import write_file, writing
+from simulations import units
+from simulations.comparison import Plan, Row
+from simulations.comparison_charts import Group, cost_charts, curve_charts, groups_of
+from simulations.report import _TEMPLATES, _script_json
+from simulations.results import Results, read
+from simulations.sweep import POINTS, place_of
+
+PAGE = "comparison.html"
+
+
+def write_page(folder: Path, plan: Plan, rows: Sequence[Row], table: Sequence[Row]) -> Path:
+    """Write `comparison.html` and return its path; raises MissingExtraError."""
+    page = render(folder, plan, rows, table)
+    with writing(folder):
+        write_file(folder / PAGE, page.encode())
+    return folder / PAGE
+
+
+def render(folder: Path, plan: Plan, rows: Sequence[Row], table: Sequence[Row]) -> str:
+    """Return the page as HTML; raises MissingExtraError without the extra `report`."""
+    try:
+        import jinja2
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise MissingExtraError("the page of a comparison", "report") from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    groups = groups_of(plan)
+    runs = _runs(folder, plan, groups)
+    flat = [run for own in runs for run in own]
+    measure = measure_of(flat)
+    charts = {
+        "What accuracy costs": cost_charts(groups, table, measure),
+        "How it is learnt": curve_charts(groups, runs, measure),
+    }
+    figures = {c.id: c.figure for found in charts.values() for c in found if c.figure}
+    return environment.get_template("comparison.html.jinja").render(
+        title=_title(plan),
+        about=_about(plan),
+        measure=measure,
+        columns=columns_of(plan, measure),
+        lines=[
+            {"key": group, "cells": cells_of(plan, row)}
+            for group, row in zip(groups, table, strict=True)
+        ],
+        baseline=plan.baseline,
+        targeted=plan.targeted,
+        charts={section: found for section, found in charts.items() if found},
+        failed=[row for row in rows if row["status"] == "failed"],
+        open=[row for row in rows if row["status"] in ("unfinished", "not started")],
+        points=[_point_text(point, row) for point, row in zip(plan.points, rows, strict=True)],
+        folder=str(folder),
+        command=plan.command,
+        version=fedsparse.__version__,
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        figures=Markup(_script_json(figures)),
+    )
+
+
+def _runs(folder: Path, plan: Plan, groups: Sequence[Group]) -> list[list[Results]]:
+    """Return the finished runs of each line; one that cannot be read is left out."""
+    found: dict[tuple[str, float], list[Results]] = {(g.variant, g.density): [] for g in groups}
+    for point in plan.points:
+        try:
+            run = read(place_of(folder, point))
+        except FedSparseError:
+            continue
+        if run.finished:
+            found[point.variant, point.density].append(run)
+    return list(found.values())
+
+
+def measure_of(runs: Sequence[Results]) -> str:
+    """Return what accuracy is called: a regression's is R²."""
+    return "R²" if runs and all(run.regression for run in runs) else "Accuracy"
+
+
+def _title(plan: Plan) -> str:
+    names = plan.variants
+    if len(names) == 1:
+        return f"{names[0]}, {len(plan.groups())} densities"
+    if len(names) > 3:
+        return f"{len(names)} variants compared"
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _about(plan: Plan) -> str:
+    """Return one sentence: how many runs, on what."""
+    seeds = sorted({point.seed for point in plan.points})
+    config = plan.points[0].config
+    shown = ", ".join(map(str, seeds[:12])) + (", ..." if len(seeds) > 12 else "")
+    return (
+        f"{len(plan.points)} runs: {len(plan.groups())} lines, each with "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {shown}. The first trains the model "
+        f"{config.model.name} on {config.data.name} with {config.fleet.clients} clients for "
+        f"{config.run.rounds} rounds."
+    )
+
+
+# -- the table, for the page and for the terminal ----------------------------------------
+
+
+def columns_of(plan: Plan, measure: str = "Accuracy") -> list[tuple[str, str]]:
+    """Return the table's columns: name, and what it says in plain words."""
+    found = [
+        ("Variant", "what is compared"),
+        ("Density", "asked for: the kept fraction of the prunable weights"),
+        ("Seeds", "runs that finished"),
+        (measure, "mean on the held-out test set ± half its 95 % confidence interval"),
+        ("Difference", f"to {plan.baseline}, paired by seed ± half its 95 % interval"),
+        ("Sent", "up and down together, mean"),
+        ("Work", "floating-point operations of training, all clients, mean"),
+        ("Memory", "the most that training needs on one client, mean"),
+        ("Time", "on the simulated clock, mean"),
+        ("Energy", "of all devices, mean"),
+    ]
+    if plan.targeted:
+        found += [
+            ("Reached", "seeds that reached the target accuracy"),
+            ("Time to it", "simulated, mean over the seeds that reached it"),
+            ("Sent to it", "up and down, mean over the seeds that reached it"),
+            ("Energy to it", "of all devices, mean over the seeds that reached it"),
+        ]
+    return found
+
+
+def cells_of(plan: Plan, row: Mapping[str, Any]) -> list[str]:
+    """Return a line of the table in words and units; what was not measured is a dash."""
+    asked = row["seeds"] + row["failed"] + row["missing"]
+    cells = [
+        row["variant"],
+        units.percent(row["density"]),
+        str(asked) if row["seeds"] == asked else f"{row['seeds']} of {asked}",
+        _with_interval(row["accuracy"], row["accuracy_ci95"]),
+        _with_interval(row["difference"], row["difference_ci95"], signed=True),
+        units.in_units(row["bytes"]),
+        units.in_units(row["train_flops"], units.FLOPS),
+        units.in_units(row["peak_client_memory_bytes"]),
+        units.duration(row["simulated_seconds"]),
+        units.in_units(row["energy_joules"], units.JOULES),
+    ]
+    if plan.targeted:
+        cells += [
+            f"{row['reached']} of {row['seeds']}",
+            units.duration(row["seconds_to_target"]),
+            units.in_units(row["bytes_to_target"]),
+            units.in_units(row["joules_to_target"], units.JOULES),
+        ]
+    return cells
+
+
+def _with_interval(middle: float | None, half: float | None, *, signed: bool = False) -> str:
+    """Return a fraction as per cent with its interval: `94.2 ± 0.8 %`."""
+    if middle is None:
+        return units.NONE
+    text = f"{100 * middle:{'+' if signed else ''}.1f}"
+    return f"{text} %" if half is None else f"{text} ± {100 * half:.1f} %"
+
+
+def _point_text(point: Any, row: Row) -> dict[str, str]:
+    return {
+        "variant": point.variant,
+        "density": units.percent(point.density),
+        "seed": str(point.seed),
+        "status": row["status"],
+        "accuracy": units.percent(row.get("accuracy")),
+        "path": f"{POINTS}/{point.slug}",
+        "link": quote(f"{POINTS}/{point.slug}/"),
+        "command": point.command,
+    }

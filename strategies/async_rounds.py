@@ -1,0 +1,171 @@
+"""The loop of asynchronous strategies: a round is as many updates as the strategy says.
+
+Clients start whenever a place is free and arrive in the order of the simulated clock. The
+run folder, checkpoints and figures are those of the round loop.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol, cast
+
+from flwr.app import Message
+
+from fedsparse.errors import ConfigError, TooFewRepliesError
+from fedsparse.messages import Plan
+from strategies import metrics
+from strategies.addressing import Directory, Traffic
+from strategies.asynchronous import AsyncStrategy, Landing
+from strategies.base import average
+from strategies.rounds import RoundLoop, Row
+from strategies.seats import Seat
+from strategies.trips import Trip
+
+
+class EventQueue(Protocol):
+    """What a grid offers on which clients start and arrive one by one."""
+
+    now: float
+    trips: Mapping[int, Trip]
+    directory: Directory
+
+    def next_client(
+        self,
+        start: int,
+        plan: Plan,
+        kept: Mapping[str, int] | None,
+        fits: frozenset[str],
+        busy: Collection[int],
+    ) -> tuple[int, Seat] | None:
+        """Return the client of a start and its seat; None when none is there."""
+
+    def wait(self, began: float) -> None:
+        """Let simulated time pass."""
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Let clients start."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Move the clock to the next arrival and return it."""
+
+    def unfinished(self) -> list[Trip]:
+        """Return what those have done who are still under way."""
+
+
+class AsyncLoop(RoundLoop):
+    """A run under way of a strategy that waits for no round."""
+
+    strategy: AsyncStrategy
+
+    @property
+    def queue(self) -> EventQueue:
+        """The grid, as an event queue."""
+        return cast(EventQueue, self.grid)
+
+    def run(self) -> None:
+        """Go to the last round; needs a grid with an event queue."""
+        if not hasattr(self.grid, "next_client"):
+            raise ConfigError(
+                f"strategy.name = '{self.config.strategy['name']}' needs a simulated clock; "
+                "set fleet.profile, for example --set fleet.profile=phones"
+            )
+        super().run()
+
+    def round(self, number: int) -> None:
+        """Let clients start and arrive until a round's updates are in; write down what they did."""
+        started = time.perf_counter()
+        before = self.mask
+        rows: list[Row] = []
+        landed: list[int] = []
+        wanted, good = self.strategy.updates_per_round, 0
+        while good < wanted:
+            self.fill(number, [row["client"] for row in rows])
+            reply = self.next_reply(number)
+            landing = self.strategy.land(reply)
+            trip = self.last_trip(reply)
+            row = self.landing_row(number, reply, landing, trip)
+            rows.append(row)
+            landed += [landing.staleness] if row["status"] == "ok" else []
+            good += row["status"] == "ok"
+            self.progress.clients(good, wanted)
+            self.check_losses(rows, good, wanted)
+        self.strategy.prune(number)
+        if number == self.config.run.rounds:
+            rows += [self.trip_row(number, trip) for trip in self.queue.unfinished()]
+        self.folder.append_clients(rows)
+        self.grid.read_traffic()
+        traffic = Traffic()
+        for row in rows:
+            for table, key in ((traffic.up, "bytes_up"), (traffic.down, "bytes_down")):
+                table[row["client"]] = table.get(row["client"], 0) + row[key]
+        mean = average(landed, [1] * len(landed))
+        self.record(number, rows, traffic, before, time.perf_counter() - started, staleness=mean)
+        if number % self.config.run.checkpoint_every == 0 or number == self.config.run.rounds:
+            self.checkpoint(number)
+
+    def fill(self, number: int, arrived: list[int]) -> None:
+        """Start clients until as many are under way as the strategy wants, or none is free."""
+        strategy = self.strategy
+        began = self.queue.now
+        while len(strategy.flights) < strategy.concurrency:
+            plan = strategy.plan(number)
+            found = self.queue.next_client(
+                strategy.starts, plan, self.kept, self.fits, strategy.busy(number, arrived)
+            )
+            if found is not None:
+                client, seat = found
+                self.queue.push_messages([strategy.send_off(client, seat, number, plan)])
+            elif strategy.flights:
+                return
+            else:
+                strategy.starts += 1
+                self.queue.wait(began)
+
+    def next_reply(self, number: int) -> Message:
+        """Return the next arrival."""
+        names = [str(client) for client in self.strategy.flights]
+        return self.queue.pull_messages(names)[0]
+
+    def last_trip(self, reply: Message) -> Trip:
+        """Return the trip that ended with a reply."""
+        return self.queue.trips[self.grid.directory.client_of[reply.metadata.src_node_id]]
+
+    def check_losses(self, rows: list[Row], good: int, wanted: int) -> None:
+        """Stop a run most of whose clients are lost; raises TooFewRepliesError."""
+        least = self.config.fleet.min_replies
+        if len(rows) >= 2 * wanted and good < least * len(rows):
+            self.folder.append_clients(rows)
+            reasons = {row["client"]: row["reason"] for row in rows if row["reason"]}
+            client, reason = min(reasons.items())
+            raise TooFewRepliesError(
+                f"{good} of {len(rows)} updates could be used, fleet.min_replies = {least:g} "
+                f"asks for more; client {client}: {reason}"
+            )
+
+    def landing_row(self, number: int, reply: Message, landing: Landing, trip: Trip) -> Row:
+        """Return the row of a client that has arrived, or was lost."""
+        row = self.trip_row(number, trip)
+        reason = trip.reason if trip.status in ("late", "dropped") else landing.reason
+        if trip.status == "ok" or trip.status == "failed":
+            row["status"] = "failed" if reason else "ok"
+        told: dict[str, Any] = {} if row["status"] != "ok" else metrics.fitting(reply)
+        columns = ("examples", "loss", "accuracy", "train_flops", "memory_bytes")
+        told = {key: told.get(key) for key in columns}
+        return {**row, **told, "reason": reason, "staleness": landing.staleness}
+
+    def trip_row(self, number: int, trip: Trip) -> Row:
+        """Return the row of a trip alone."""
+        return {
+            "round": number,
+            "client": trip.client,
+            "kind": "train",
+            "status": trip.status,
+            "reason": trip.reason,
+            "examples": None,
+            "loss": None,
+            "accuracy": None,
+            "bytes_up": trip.bytes_up,
+            "bytes_down": trip.bytes_down,
+            "train_flops": None,
+            "memory_bytes": None,
+            **trip.row(),
+        }

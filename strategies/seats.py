@@ -1,0 +1,70 @@
+"""What a client is asked to train with, so that its device can hold it.
+
+A seat may bring a smaller batch, or a smaller part of the global mask: of each layer the
+kept weights of largest magnitude. Replies under unlike masks are averaged weight by weight.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsparse.sparsity import Mask, State, top_mask
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A client's place in a round.
+
+    `batch_size` is 0 where it is the configuration's; `share` is the fraction of the
+    globally kept weights that it trains.
+    """
+
+    batch_size: int = 0
+    share: float = 1.0
+
+
+FULL = Seat()
+
+
+def shared_counts(kept: Mapping[str, int], share: float) -> dict[str, int]:
+    """Return how many weights of each layer a share keeps: rounded up, so at least one."""
+    return {name: min(count, math.ceil(share * count)) for name, count in kept.items()}
+
+
+def submask(
+    state: State, mask: Mask | None, shapes: Mapping[str, tuple[int, ...]], share: float
+) -> Mask | None:
+    """Return the part of a mask (of the whole model if None) with the largest weights."""
+    if share >= 1:
+        return mask
+    whole = mask or Mask.full(shapes)
+    size = {name: np.where(bits, np.abs(state[name]), -1.0) for name, bits in whole.items()}
+    return top_mask(size, shared_counts(whole.layer_kept(), share))
+
+
+def masked_mean(
+    state: State,
+    mask: Mask | None,
+    replies: Sequence[tuple[int, State, Mask | None]],
+) -> State:
+    """Return w_j = sum_k p_k m_kj w_kj / sum_k p_k m_kj, the old w_j where no client keeps j.
+
+    `replies` are (samples, kept values, mask), each mask a part of the global one
+    (FedDST, Bibikar et al. 2022, masked averaging). Summed in double precision in the
+    order given.
+    """
+    mean: State = {}
+    for name, old in state.items():
+        total, weight = np.zeros(old.shape), np.zeros(old.shape)
+        for samples, kept, own in replies:
+            where = own[name] if own is not None and name in own else ...
+            total[where] += samples * kept[name].astype(np.float64)
+            weight[where] += samples
+        known = weight > 0
+        mean[name] = old.copy()
+        mean[name][known] = (total[known] / weight[known]).astype(np.float32)
+    if mask is not None:
+        mask.apply_(mean)
+    return mean
