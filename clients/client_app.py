@@ -36,7 +36,7 @@ def train(message: Message, context: Context) -> Message:
         job.model,
         job.data.train,
         job.settings,
-        rng=seeds.stream(job.seed, job.plan.round, job.client, "batches"),
+        rng=seeds.stream(job.seed, job.plan.stream, job.client, "batches"),
         mask=received.mask,
         lr=job.lr,
         proximal_mu=job.plan.proximal_mu,
@@ -84,7 +84,7 @@ def largest_pruned_gradients(job: Job, received: Received) -> ArrayRecord:
 def draw(job: Job, samples: int, purpose: str) -> Dataset:
     """Return a random part of the local training data."""
     data = job.data.train
-    rng = seeds.stream(job.seed, job.plan.round, job.client, purpose)
+    rng = seeds.stream(job.seed, job.plan.stream, job.client, purpose)
     chosen = rng.permutation(len(data.y))[: samples or len(data.y)]
     return Dataset(data.x[chosen], data.y[chosen], data.classes)
 

@@ -40,7 +40,7 @@ Examples:
 
 \b
 Exit codes: 0 done; 2 a mistake, told in one line; 3 a result that failed its own
-verification; 130 interrupted, and resumable.
+verification, or runs of a comparison that failed; 130 interrupted, and resumable.
 """
 
 

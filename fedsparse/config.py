@@ -57,7 +57,9 @@ class DataConfig(Section):
     partition: Literal["iid", "dirichlet", "shards", "quantity", "natural", "sampled"] = Field(
         default="dirichlet", description="how samples are dealt to clients"
     )
-    alpha: Finite = Field(default=0.5, gt=0, description="concentration of dirichlet and quantity")
+    alpha: Finite = Field(
+        default=0.5, gt=0, description="concentration of dirichlet, quantity and sampled"
+    )
     min_per_client: int = Field(default=2, ge=1, description="least samples of a client")
     shards_per_client: int = Field(default=2, ge=1, description="of sorted labels, for shards")
     samples_per_client: int = Field(

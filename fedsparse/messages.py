@@ -44,7 +44,9 @@ class Plan:
     `grow` maps a layer's name to the number of largest gradients among its pruned
     weights that the client returns; `criterion` names the score of a `SCORE` query;
     `samples` bounds the local samples used by a query; `batch_size`, where it is not 0,
-    takes the place of the configuration's for a client with little memory.
+    takes the place of the configuration's for a client with little memory. Random streams
+    derive from `draw`, where it is not 0, in the place of the round: an asynchronous client may
+    start several times in one.
     """
 
     round: int = 0
@@ -54,6 +56,12 @@ class Plan:
     criterion: str = ""
     samples: int = 0
     batch_size: int = 0
+    draw: int = 0
+
+    @property
+    def stream(self) -> int:
+        """The number that a client's random streams derive from."""
+        return self.draw or self.round
 
 
 def write_config(config: configuration.Config, plan: Plan) -> ConfigRecord:

@@ -43,13 +43,18 @@ def check_address(address: str) -> None:
     """Refuse a cluster that does not answer, or what is none; raises GridError.
 
     Ray's head answers gRPC's standard health check, and other servers do not: given their
-    port, Ray would try for ever. What is no `host:port`, such as `auto`, is left to Ray.
+    port, Ray would try for ever. `auto` and `local` are left to Ray.
     """
     if not address:
         raise GridError("engine.ray_address is empty; leave it out, or give a cluster's HOST:PORT")
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdecimal()):
+    if address in ("auto", "local"):
         return
+    if not (host and port.isdecimal()):
+        raise GridError(
+            f"engine.ray_address = '{address}' is no HOST:PORT; give what `ray start --head` "
+            "prints, such as 10.0.0.1:6379, or auto for a cluster that this machine belongs to"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError, UnicodeError):

@@ -15,16 +15,16 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fedsparse import messages as words
-from fedsparse import seeds, wire
+from fedsparse import seeds
 from fedsparse.devices import Device, Fleet
-from fedsparse.errors import GridError
+from fedsparse.errors import GridError, RunFolderError
 from fedsparse.messages import Plan
 from fedsparse.training.price import Price
-from simulations.enrolment import Enrolment, Kept
+from simulations.enrolment import Enrolment, compute_seconds
 from simulations.methods_memory import devices_json
 from strategies import metrics
-from strategies.addressing import Directory, MeteredGrid, cohort
-from strategies.seats import Seat
+from strategies.addressing import Directory, MeteredGrid, cohort, payload_bytes
+from strategies.seats import Kept, Seat
 from strategies.task import Task
 from strategies.trips import Trip
 
@@ -53,6 +53,13 @@ class Departure:
     """Of its computing that a client lost during training has done."""
     limit: float
     """Seconds from its start after which its reply is late."""
+    price: Price
+
+    @property
+    def earliest(self) -> float:
+        """The first simulated second at which something can be heard of it."""
+        end = _fated(self).finished if self.fate in ("before", "during") else self.trip.finished
+        return min(end, self.trip.started + self.limit)
 
 
 class ClockedGrid(MeteredGrid):
@@ -67,6 +74,8 @@ class ClockedGrid(MeteredGrid):
         self._trips: list[Trip] = []
         self._offers: dict[int, tuple[Price, float]] = {}
         self._plan = Plan()
+        self._refused: int | None = None
+        self._waited = 0.0
 
     # -- who is asked -----------------------------------------------------------------
 
@@ -82,15 +91,29 @@ class ClockedGrid(MeteredGrid):
         if round_number == 0 and kept is None:
             kept = self.enrolment.nominal(config.strategy["density"])
         self._offers, self._plan = {}, plan
+        self._refused = self.enrolment.refused(plan, kept, fits)
         wanted = config.fleet.clients_per_round or config.fleet.clients
         asked = min(config.fleet.clients, math.ceil(wanted * (1 + config.fleet.over_selection)))
-        enough = max(1, math.ceil(config.fleet.min_replies * wanted - 1e-9))
+        enough = self._enough(f"round {round_number}", self._refused)
         began = self.now
         while True:
             seats = self._drawn(round_number, asked, plan, kept, fits)
             if len(seats) >= enough:
                 return dict(sorted(seats.items()))
             self._wait(began, f"{enough} clients are wanted in round {round_number}", len(seats))
+
+    def _enough(self, what: str, refused: int) -> int:
+        """Return how many clients a round needs; GridError when the fleet never has so many."""
+        fleet = self.task.config.fleet
+        wanted = fleet.clients_per_round or fleet.clients
+        enough = max(1, math.ceil(fleet.min_replies * wanted - 1e-9))
+        if fleet.clients - refused < enough:
+            raise GridError(
+                f"{what} wants {enough} clients, and the devices of {fleet.clients - refused} of "
+                f"{fleet.clients} hold its training; lower fleet.min_replies, set fleet.fit, or "
+                "start again with larger devices"
+            )
+        return enough
 
     def _drawn(
         self, round_number: int, asked: int, plan: Plan, kept: Kept | None, fits: frozenset[str]
@@ -136,16 +159,18 @@ class ClockedGrid(MeteredGrid):
                 "look at the fleet's availability and memory, or lower fleet.min_replies"
             )
         self.now += WAIT_SECONDS
+        self._waited += WAIT_SECONDS
 
     def get_node_ids(self) -> Any:
         """Return the addresses of clients that are there and hold dense training.
 
-        For strategies of other makers, which choose for themselves.
+        For strategies of other makers, which choose for themselves. Waits in simulated time
+        until as many are there as they want at least, for they would wait in real time.
         """
         config = self.task.config
-        wanted = config.fleet.clients_per_round or config.fleet.clients
-        enough = max(1, math.ceil(config.fleet.min_replies * wanted - 1e-9))
-        self._offers = {}
+        self._offers, self._plan = {}, Plan()
+        self._refused = self.enrolment.refused(Plan(), None, frozenset())
+        enough = max(self.least_nodes, self._enough("a round", self._refused))
         began = self.now
         while True:
             there = [
@@ -175,7 +200,8 @@ class ClockedGrid(MeteredGrid):
         trips, replies = self.travel(left, timeout)
         training = sent[0].metadata.message_type == words.TRAIN
         accepted, end = self._outcome(trips) if training else (trips, _last(trips, self.now))
-        done = {trip.client: self.closed(trip, end, trip in accepted) for trip in trips}
+        heard = {trip.client for trip in accepted}
+        done = {trip.client: self.closed(trip, end, trip.client in heard) for trip in trips}
         self._trips += done.values()
         self.now = end
         return [r for client, r in replies.items() if done[client].status in ("ok", "failed")]
@@ -189,6 +215,8 @@ class ClockedGrid(MeteredGrid):
             self.enrolment.price(client, Plan(), None),
             1.0,
         )
+        if message.metadata.message_type == words.SCORE:  # of every weight of the dense model
+            density = 1.0
         fate, part = self._fate(message, client, device) if training else (None, 1.0)
         size = payload_bytes(message)
         trip = Trip(
@@ -202,17 +230,19 @@ class ClockedGrid(MeteredGrid):
             trip = replace(
                 trip,
                 download_seconds=device.download_seconds(size, self.now),
-                compute_seconds=device.compute_seconds(price.flops, density) if training else 0.0,
+                compute_seconds=(
+                    compute_seconds(device, price, density, price.flops) if training else 0.0
+                ),
                 bytes_down=size,
             )
         limit = self.deadline if training else math.inf
-        return Departure(message, device, trip, density, fate, part, limit)
+        return Departure(message, device, trip, density, fate, part, limit, price)
 
     def _fate(self, message: Message, client: int, device: Device) -> tuple[str | None, float]:
         """Return where a client is lost in its round, if it is, and how far it came."""
         if not device.dropout:
             return None, 1.0
-        rng = seeds.stream(self.task.config.run.seed, round_of(message), client, "dropout")
+        rng = seeds.stream(self.task.config.run.seed, stream_of(message), client, "dropout")
         lost, place, part = rng.random(3)
         return (FATES[int(place * len(FATES))], float(part)) if lost < device.dropout else (None, 1)
 
@@ -229,7 +259,7 @@ class ClockedGrid(MeteredGrid):
         for departure in left:
             trip = departure.trip
             if departure.fate in ("before", "during"):
-                foreseen.append(_lost(departure))
+                foreseen.append(_fated(departure))
             elif trip.finished > trip.started + departure.limit:
                 foreseen.append(trip)
             else:
@@ -263,7 +293,8 @@ class ClockedGrid(MeteredGrid):
         told = metrics.fitting(reply)
         flops = told.get("train_flops", told.get("query_flops"))
         if flops is not None:
-            trip = replace(trip, compute_seconds=device.compute_seconds(flops, departure.density))
+            seconds = compute_seconds(device, departure.price, departure.density, flops)
+            trip = replace(trip, compute_seconds=seconds)
         size = payload_bytes(reply)
         upload = device.upload_seconds(size, trip.finished)
         trip = replace(trip, upload_seconds=upload, bytes_up=size)
@@ -314,10 +345,15 @@ class ClockedGrid(MeteredGrid):
     def figures(self, kept: Kept | None, fits: frozenset[str]) -> dict[str, Any]:
         """Return the clock, the energy of the trips since the last call, and who is refused."""
         seen, self._trips = self._trips, []
+        waited, self._waited = self._waited, 0.0
+        refused, self._refused = self._refused, None
+        if refused is None:
+            refused = self.enrolment.refused(self._plan, kept, fits)
         return {
             "simulated_seconds": self.now,
+            "waited_seconds": waited,
             "energy_joules": math.fsum(trip.energy_joules for trip in seen),
-            "clients_refused": self.enrolment.refused(self._plan, kept, fits),
+            "clients_refused": refused,
         }
 
     def describe(self, kept: Kept | None, fits: frozenset[str]) -> dict[str, Any]:
@@ -326,10 +362,16 @@ class ClockedGrid(MeteredGrid):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the clock needs to go on from here."""
-        return {"now": self.now}
+        return {"now": self.now, "fleet": self.fleet.digest}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned; RunFolderError when the devices are others."""
+        if saved["fleet"] != self.fleet.digest:
+            raise RunFolderError(
+                f"the devices or traces of fleet.profile = '{self.task.config.fleet.profile}' are "
+                "not those that the run began with; put the files back as they were, or start "
+                "again with another --out"
+            )
         self.now = saved["now"]
 
 
@@ -337,21 +379,16 @@ def _last(trips: Iterable[Trip], now: float) -> float:
     return max((trip.finished for trip in trips), default=now)
 
 
-def payload_bytes(message: Message) -> int:
-    """Return the length of a message's payloads."""
-    if not message.has_content():
-        return 0
-    return sum(wire.record_bytes(record) for record in message.content.array_records.values())
-
-
-def round_of(message: Message) -> int:
-    """Return the round that a message belongs to; 0 where it says none."""
+def stream_of(message: Message) -> int:
+    """Return the number that a client's draws of this message derive from."""
     record = message.content.config_records.get(words.CONFIG, ConfigRecord())
+    if words.PLAN_KEY in record:
+        return words.read_config(record)[1].stream
     number = record.get(words.ROUND_KEY, 0)
     return number if isinstance(number, int) else 0
 
 
-def _lost(departure: Departure) -> Trip:
+def _fated(departure: Departure) -> Trip:
     """Return the trip of a client that is lost before or during training."""
     trip = departure.trip
     if departure.fate == "before":

@@ -50,7 +50,7 @@ class _Path(click.Path):
         return super().convert(value, param, ctx)
 
 
-_path = _Path(path_type=Path)
+path_type = _Path(path_type=Path)
 _json = click.option(
     "--json", "as_json", is_flag=True, help="Print the summary as one JSON object."
 )
@@ -59,7 +59,7 @@ _quiet = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
 @click.command(epilog=RUN_EXAMPLES, short_help="Train a federated model.")
-@click.argument("config", required=False, metavar="[CONFIG.toml]", type=_path)
+@click.argument("config", required=False, metavar="[CONFIG.toml]", type=path_type)
 @click.option("--preset", metavar="NAME", help="Start from a preset; see `fedsparse list presets`.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."
@@ -69,7 +69,7 @@ _quiet = click.option("--quiet", is_flag=True, help="Show no progress.")
     "--ray-address", metavar="HOST:PORT", help="A Ray cluster to run on; implies --engine ray."
 )
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The run's seed.")
-@click.option("--out", type=_path, metavar="DIR", help="The run folder; a new one if unset.")
+@click.option("--out", type=path_type, metavar="DIR", help="The run folder; a new one if unset.")
 @_json
 @_no_report
 @_quiet
@@ -104,7 +104,7 @@ def run(
     resolved = resolve(override(tree, _changes(assignments, engine, seed, ray_address)))
     stem = config.stem if config is not None else str(name)
     folder = out if out is not None else free_folder(stem, resolved)
-    _check_way(folder)
+    check_way(folder)
     command = command_of(config, name, assignments, engine, seed, out, ray_address)
 
     def work(progress: "Progress") -> dict[str, Any]:
@@ -117,7 +117,7 @@ def run(
 
 
 @click.command(epilog=RESUME_EXAMPLES, short_help="Continue an interrupted run.")
-@click.argument("folder", metavar="RUN", type=_path)
+@click.argument("folder", metavar="RUN", type=path_type)
 @_json
 @_no_report
 @_quiet
@@ -137,10 +137,10 @@ def resume(folder: Path, as_json: bool, no_report: bool, quiet: bool) -> None:
 
 
 @click.command(epilog=REPORT_EXAMPLES, short_help="Write one page about one run or several.")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=_path)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=path_type)
 @click.option(
     "--out",
-    type=_path,
+    type=path_type,
     metavar="FILE",
     help="The page; if unset report.html in RUN, or beside the folders of several.",
 )
@@ -216,7 +216,7 @@ def free_folder(stem: str, config: "Config") -> Path:
     return folder
 
 
-def _check_way(folder: Path) -> None:
+def check_way(folder: Path) -> None:
     """Refuse a run folder whose place, or a folder above it, is something else."""
     from fedsparse.errors import RunFolderError
 

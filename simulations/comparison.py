@@ -168,6 +168,8 @@ def _group(plan: Plan, rows: Sequence[Row], variant: str, density: float) -> Row
     }
     for key in COSTS:
         found[key] = mean([v for row in done if (v := cost(row, key)) is not None])
+    timed = [row for row in done if number(row.get("simulated_seconds")) is not None]
+    found["clients_refused"] = mean(_column(timed, "clients_refused"))
     if plan.targeted:
         found["reached"] = len(_column(done, "rounds_to_target"))
         found |= {key: mean(_column(done, key)) for key in TARGETS}

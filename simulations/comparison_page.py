@@ -15,7 +15,7 @@ from fedsparse.runs.atomic import write_file, writing
 from simulations import units
 from simulations.comparison import Plan, Row
 from simulations.comparison_charts import Group, cost_charts, curve_charts, groups_of
-from simulations.report import _TEMPLATES, _script_json
+from simulations.report import TEMPLATES, script_json
 from simulations.results import Results, read
 from simulations.sweep import POINTS, place_of
 
@@ -39,7 +39,7 @@ def render(folder: Path, plan: Plan, rows: Sequence[Row], table: Sequence[Row]) 
     except ImportError:
         raise MissingExtraError("the page of a comparison", "report") from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -73,7 +73,7 @@ def render(folder: Path, plan: Plan, rows: Sequence[Row], table: Sequence[Row]) 
         command=plan.command,
         version=fedsparse.__version__,
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        figures=Markup(_script_json(figures)),
+        figures=Markup(script_json(figures)),
     )
 
 
@@ -133,6 +133,7 @@ def columns_of(plan: Plan, measure: str = "Accuracy") -> list[tuple[str, str]]:
         ("Memory", "the most that training needs on one client, mean"),
         ("Time", "on the simulated clock, mean"),
         ("Energy", "of all devices, mean"),
+        ("Refused", "clients whose devices cannot hold the training, mean"),
     ]
     if plan.targeted:
         found += [
@@ -158,10 +159,11 @@ def cells_of(plan: Plan, row: Mapping[str, Any]) -> list[str]:
         units.in_units(row["peak_client_memory_bytes"]),
         units.duration(row["simulated_seconds"]),
         units.in_units(row["energy_joules"], units.JOULES),
+        units.NONE if row["clients_refused"] is None else f"{row['clients_refused']:g}",
     ]
     if plan.targeted:
         cells += [
-            f"{row['reached']} of {row['seeds']}",
+            f"{row['reached']} of {row['seeds']}" if row["seeds"] else units.NONE,
             units.duration(row["seconds_to_target"]),
             units.in_units(row["bytes_to_target"]),
             units.in_units(row["joules_to_target"], units.JOULES),

@@ -5,7 +5,8 @@ counts it. Nothing here is built for each client of the fleet: one client is loo
 it is drawn, all of them as columns.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,15 +15,22 @@ from numpy.typing import NDArray
 from fedsparse.devices import Device, Fleet
 from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
-from fedsparse.sparsity import allocation
 from fedsparse.training.price import Price, price
-from strategies.seats import FULL, Seat, shared_counts
+from strategies.seats import FULL, Demands, Kept, Seat, erk_counts, shared_counts
 from strategies.task import Task
 
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 """Parts of the global mask that a client with too little memory is offered."""
 
-Kept = Mapping[str, int]
+NO_DENSITY = (
+    "no density would fit: lower client.batch_size, for all or with --set fleet.fit=batch for "
+    "those that need it, or choose a smaller model or larger devices"
+)
+
+BISECTIONS = 24
+"""Halvings in the search for a density that fits."""
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ class Enrolment:
         if device.battery_joules is None:
             return True
         density = self.density(self.counts(kept, seat.share))
-        seconds = device.compute_seconds(cost.flops, density)
+        seconds = compute_seconds(device, cost, density, cost.flops)
         return device.joules(seconds, 0.0) <= device.battery_joules
 
     def _price(self, samples: int, plan: Plan, kept: Kept | None, seat: Seat) -> Price:
@@ -140,71 +148,89 @@ class Enrolment:
 
     def _reason(self, plan: Plan, kept: Kept | None, seat: Seat) -> NDArray[np.int8]:
         """Return 0 for each client that holds the seat's training, or what it lacks: 1, 2, 3."""
+        reasons = np.zeros(self.fleet.clients, np.int8)
+        for code, (wanted, there) in reversed(list(enumerate(self._needs(plan, kept, seat), 1))):
+            reasons[wanted > there] = code
+        return reasons
+
+    def _needs(self, plan: Plan, kept: Kept | None, seat: Seat) -> list[tuple[Floats, Floats]]:
+        """Return what a seat takes and what there is, by client: memory, storage, battery."""
         columns, profiles = self.fleet.columns(), self.fleet.profiles
         prices = [self._price(int(size), plan, kept, seat) for size in self._sizes]
-        memory, storage, flops = (
+        memory, storage, flops, dense = (
             np.array(column, float)[self._place]
             for column in zip(
-                *((p.memory.total, p.memory.parameters, p.flops) for p in prices), strict=True
+                *((p.memory.total, p.memory.parameters, p.flops, p.dense_flops) for p in prices),
+                strict=True,
             )
         )
         density = self.density(self.counts(kept, seat.share))
         relative = np.array([profile.relative_speed(density) for profile in profiles])
         watts = np.array([profile.compute_watts for profile in profiles])[columns.profile]
-        joules = watts * flops / (columns.dense_flops * relative[columns.profile])
-        reasons = np.zeros(self.fleet.clients, np.int8)
-        reasons[joules > columns.battery_joules] = 3
-        reasons[storage > columns.storage_bytes] = 2
-        reasons[memory > columns.memory_bytes] = 1
-        return reasons
+        work = (flops - dense) / relative[columns.profile] + dense
+        joules = watts * work / columns.dense_flops
+        return [
+            (memory, columns.memory_bytes),
+            (storage, columns.storage_bytes),
+            (joules, columns.battery_joules),
+        ]
 
     # -- before the first round -------------------------------------------------------
 
-    def check(self, plan: Plan, density: float, fits: frozenset[str]) -> None:
+    def check(
+        self, demands: Callable[[float], Demands], density: float, fits: frozenset[str], remedy: str
+    ) -> None:
         """Refuse a fleet of which no client holds the training at a density.
 
-        Raises ConfigError that names the largest density that some client holds.
+        `demands` says what a strategy asks of clients at a density, `remedy` how another is set,
+        such as "--set strategy.density={}". Raises ConfigError with the largest that some
+        client holds.
         """
-        if self.refused(plan, self.nominal(density), fits) < self.fleet.clients:
+        wrong = self._unmet(demands(density), fits)
+        if wrong is None:
             return
-        device = float(self.fleet.columns().memory_bytes.max())
-        name, kept = self.task.config.fleet.profile, self.nominal(density)
-        least = int(self._sizes.min())
-        *_, smallest = self.seats(fits)
-        need = self._price(least, plan, kept, smallest).memory.total
+        low, high = 0.0, density
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            held = self._unmet(demands(middle), fits) is None
+            low, high = (middle, high) if held else (low, middle)
+        fitting = math.floor(low * 1e6) / 1e6
+        advice = (
+            f"a density of {fitting:g} or less would fit: {remedy.format(f'{fitting:g}')}"
+            if fitting > 0 and self._unmet(demands(fitting), fits) is None
+            else NO_DENSITY
+        )
+        if not self.fleet.columns().memory_bytes.any():
+            advice = "these devices cannot train at all (memory_bytes = 0); choose others"
         raise ConfigError(
-            f"fleet.profile = '{name}': no client holds the training of '"
-            f"{self.task.config.model.name}' at density {density:g}, which needs "
-            f"{need:,} bytes at least; the largest device has {device:,.0f}; "
-            f"{self._advice(plan, device)}"
+            f"fleet.profile = '{self.task.config.fleet.profile}': no client holds the training of "
+            f"'{self.task.config.model.name}' at density {density:g}: {wrong}; {advice}"
         )
 
-    def _advice(self, plan: Plan, device: float) -> str:
-        """Return what would fit: a density, or what stands in the way of any."""
-        least = int(self._sizes.min())
-        layers = len(self.task.cost.layers)
-        total = sum(self.whole.values())
-
-        def fits(kept: int) -> bool:
-            counts = self.nominal(kept / total)
-            return self._price(least, plan, counts, FULL).memory.total <= device
-
-        if not fits(layers):
-            alone = self._price(least, plan, self.nominal(layers / total), FULL).memory
+    def _unmet(self, demands: Demands, fits: frozenset[str]) -> str | None:
+        """Return what is wanted of clients and none of them has; None when each demand is met."""
+        for plan, kept in demands:
+            if self.refused(plan, kept, fits) < self.fleet.clients:
+                continue
+            *_, least = self.seats(fits)
+            reasons = np.bincount(self._reason(plan, kept, least), minlength=4)
+            code = int(reasons.argmax())
+            wanted, there = self._needs(plan, kept, least)[code - 1]
+            what, unit = (("memory", "bytes"), ("storage", "bytes"), ("battery", "joules"))[
+                code - 1
+            ]
             return (
-                f"at no density it would fit: activations alone take {alone.activations:,} bytes; "
-                "lower client.batch_size or choose a smaller model or larger devices"
+                f"it needs {wanted.min():,.0f} {unit} of {what} at least, the devices have "
+                f"{there.max():,.0f} at most"
             )
-        low, high = layers, total
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        density = np.floor(low / total * 1e6) / 1e6
-        return f"a density of {density:g} or less would fit: --set strategy.density={density:g}"
+        return None
 
     def nominal(self, density: float) -> Kept | None:
         """Return kept weights by layer as ERK shares a density out; None for a dense model."""
-        if density >= 1:
-            return None
-        shapes = self.task.shapes
-        return allocation.layer_counts(shapes, allocation.erk(shapes, density))
+        return erk_counts(self.task, density)
+
+
+def compute_seconds(device: Device, cost: Price, density: float, flops: float) -> float:
+    """Return how long a device computes `flops`, of which a part is dense as foreseen."""
+    dense = flops * (cost.dense_flops / cost.flops) if cost.flops else 0.0
+    return device.compute_seconds(flops - dense, density) + device.compute_seconds(dense, 1.0)

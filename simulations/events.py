@@ -16,10 +16,12 @@ from fedsparse import messages as words
 from fedsparse import seeds
 from fedsparse.messages import Plan
 from simulations import flower_internals as internals
-from simulations.clock import TRIES, ClockedGrid, Departure
-from simulations.enrolment import Kept
-from strategies.seats import Seat
+from simulations.clock import ClockedGrid, Departure
+from strategies.seats import Kept, Seat
 from strategies.trips import Trip
+
+LOOKS = 1000
+"""Free clients of a large fleet that are looked at, at most, before one is given up for now."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ class Event:
 
     trip: Trip
     reply: Message
+    order: int
 
     @property
     def key(self) -> tuple[float, int]:
-        """Order of events: by simulated time, then by client."""
-        return self.trip.finished, self.trip.client
+        """Order of events: by simulated time, then in the order of their starts."""
+        return self.trip.finished, self.order
 
 
 class EventGrid(ClockedGrid):
@@ -42,15 +45,24 @@ class EventGrid(ClockedGrid):
         super().__init__(*args, **kwargs)
         self._pending: list[Departure] = []
         self._events: list[Event] = []
+        self._order: dict[int, int] = {}
+        self._pushed = 0
+        self.last: Trip | None = None
+        """The trip whose reply was pulled last."""
 
     def next_client(
         self, start: int, plan: Plan, kept: Kept | None, fits: frozenset[str], busy: Collection[int]
     ) -> tuple[int, Seat] | None:
-        """Return the client of start number `start` with its seat, None when none is there now."""
+        """Return the client of start number `start` with its seat, None when none is there now.
+
+        Of a large fleet, a thousand clients that are free are looked at, at most.
+        """
         clients, self._plan = self.task.config.fleet.clients, plan
         rng = seeds.stream(self.task.config.run.seed, start, seeds.SERVER, "starts")
-        small = clients <= TRIES
-        draws = rng.permutation(clients) if small else rng.integers(clients, size=TRIES)
+        if clients <= LOOKS + len(busy):
+            draws: Iterable[Any] = rng.permutation(clients)
+        else:
+            draws = rng.integers(clients, size=LOOKS + len(busy))
         for client in map(int, draws):
             if client not in busy and (seat := self.seat(client, plan, kept, fits)):
                 return client, seat
@@ -63,6 +75,9 @@ class EventGrid(ClockedGrid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Let clients start now; returned are names for `pull_messages`."""
         started = [self.depart(message) for message in messages]
+        for departure in started:
+            self._order[departure.trip.client] = self._pushed
+            self._pushed += 1
         self._pending += started
         return [str(departure.trip.client) for departure in started]
 
@@ -79,25 +94,26 @@ class EventGrid(ClockedGrid):
         self._offers.pop(event.trip.client, None)
         self.now = max(self.now, event.trip.finished)
         self._trips.append(event.trip)
+        self.last = event.trip
         return [event.reply]
 
     def _is_next(self, wanted: set[int]) -> bool:
         """Tell whether an arrival is known that nobody who is yet to work can precede."""
         known = [event.trip.finished for event in self._events if event.trip.client in wanted]
-        return bool(known) and min(known) < min(d.trip.finished for d in self._pending)
+        return bool(known) and min(known) < min(d.earliest for d in self._pending)
 
     def _work(self) -> None:
         """Let all that have started work, in one batch, and note when they will arrive."""
         left, self._pending = self._pending, []
-        trips, replies = self.travel(left, None)
+        trips, replies = self.travel(left, self.task.config.engine.timeout)
         messages = {departure.trip.client: departure.message for departure in left}
         for trip in trips:
             end = trip.started + self.deadline
             done = self.closed(trip, end, trip.status == "ok" and trip.finished <= end)
             reply = replies.get(trip.client)
             if reply is None or done.status in ("late", "dropped"):
-                reply = _lost(messages[trip.client], done)
-            self._events.append(Event(done, reply))
+                reply = _stand_in(messages[trip.client], done)
+            self._events.append(Event(done, reply, self._order.pop(trip.client)))
 
     def unfinished(self) -> list[Trip]:
         """Return what those who are still at it have done by now, and let go of them."""
@@ -118,16 +134,17 @@ class EventGrid(ClockedGrid):
         while self._pending:
             self._work()
         events = [
-            {"trip": asdict(event.trip), "reply": _stored(event.reply)} for event in self._events
+            {"trip": asdict(e.trip), "reply": _stored(e.reply), "order": e.order}
+            for e in self._events
         ]
-        return {**super().state_dict(), "events": events}
+        return {**super().state_dict(), "events": events, "pushed": self._pushed}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         super().load_state_dict(saved)
-        self._pending = []
+        self._pending, self._pushed = [], saved["pushed"]
         self._events = [
-            Event(trip, self._restored(trip.client, event["reply"]))
+            Event(trip, self._restored(trip.client, event["reply"]), event["order"])
             for event in saved["events"]
             for trip in [Trip(**event["trip"])]
         ]
@@ -141,7 +158,7 @@ class EventGrid(ClockedGrid):
         return Message(internals.record_state(stored["content"]), reply_to=asked)
 
 
-def _lost(message: Message, trip: Trip) -> Message:
+def _stand_in(message: Message, trip: Trip) -> Message:
     """Return the error that stands for the reply of a client that is late or lost."""
     internals.number(message, uuid.uuid4().hex)
     return internals.error_reply(message, internals.CRASHED, trip.reason or "no reply in time")

@@ -26,6 +26,8 @@ from strategies import foreign, server_app
 from strategies.addressing import MeteredGrid
 from strategies.base import SparseStrategy
 from strategies.execute import check_clock, execute
+from strategies.fedavg import FedAvg
+from strategies.seats import Demands, erk_counts
 from strategies.task import Task
 
 CLIENT_APP = "clients.client_app:app"
@@ -46,10 +48,10 @@ def run_experiment(
     check_engine(config)
     task = Task.of(config)
     strategy = foreign.make(task)
-    fleet_of(task, strategy)
+    fleet = fleet_of(task, strategy)
     folder = RunFolder.create(out, config, command=command)
     with folder.lock():
-        return _drive(task, strategy, folder, progress or Silent())
+        return _drive(task, strategy, fleet, folder, progress or Silent())
 
 
 def resume_experiment(path: Path, *, progress: Progress | None = None) -> Summary:
@@ -75,7 +77,9 @@ def resume_experiment(path: Path, *, progress: Progress | None = None) -> Summar
     with folder.lock():
         check_engine(folder.config)
         task = Task.of(folder.config)
-        return _drive(task, foreign.make(task), folder, progress)
+        strategy = foreign.make(task)
+        fleet = fleet_of(task, strategy)
+        return _drive(task, strategy, fleet, folder, progress)
 
 
 def _check_remakable(folder: RunFolder, lost: list[str]) -> None:
@@ -89,9 +93,10 @@ def _check_remakable(folder: RunFolder, lost: list[str]) -> None:
         )
 
 
-def _drive(task: Task, strategy: Any, folder: RunFolder, progress: Progress) -> Summary:
+def _drive(
+    task: Task, strategy: Any, fleet: Fleet | None, folder: RunFolder, progress: Progress
+) -> Summary:
     """Carry the run on the engine that the configuration names."""
-    fleet = fleet_of(task, strategy)
     engine = choose_engine(task)
     carried = "" if engine == "inline" else f", {workers_of(task.config)} worker(s)"
     progress.note(f"engine: {engine}{carried}")
@@ -120,9 +125,19 @@ def fleet_of(task: Task, strategy: Any) -> Fleet | None:
         check_clock(config, strategy)
         return None
     fleet = devices.load(config.fleet, config.run.seed)
-    fits = strategy.fits if isinstance(strategy, SparseStrategy) else frozenset()
-    Enrolment(task, fleet).check(Plan(), float(config.strategy["density"]), fits)
+    density = float(config.strategy["density"])
+    if isinstance(strategy, SparseStrategy):
+        wants, fits, sparser = strategy.demands, strategy.fits, strategy.sparser
+    else:
+        foreign.check_clock(config)
+        wants, fits, sparser = partial(_dense_demands, task), frozenset[str](), FedAvg.sparser
+    Enrolment(task, fleet).check(wants, density, fits, sparser)
     return fleet
+
+
+def _dense_demands(task: Task, density: float) -> Demands:
+    """Return what a strategy of another maker asks for; below 1, what a sparse one would."""
+    return [(Plan(), erk_counts(task, density))]
 
 
 def check_engine(config: Config) -> None:
@@ -142,8 +157,9 @@ def choose_engine(task: Task) -> str:
         return config.engine.name
     if config.engine.ray_address:
         return "ray"
-    share = (config.fleet.clients_per_round or config.fleet.clients) / config.fleet.clients
-    samples = len(task.data.train.y) * share * config.client.local_epochs * config.run.rounds
+    cohort = config.fleet.clients_per_round or config.fleet.clients
+    each = float(task.data.train_sizes.mean()) * config.client.local_epochs
+    samples = each * cohort * config.run.rounds
     heavy = task.cost.train_flops(1) * samples > RAY_PAYS_FLOPS
     return "ray" if heavy and workers_of(config) > 1 else "inline"
 

@@ -15,13 +15,11 @@ from fedsparse.messages import Plan
 from fedsparse.sparsity.cost import MemoryCost
 from fedsparse.training.price import optimizer_of
 from simulations.enrolment import Enrolment
+from strategies.fedtiny import FedTinySettings
 from strategies.task import Task
 
-BLOCKS = 5
-"""Blocks of layers that FedTiny adjusts one at a time."""
-
-ADJUSTED = 0.3
-"""Largest part of a layer's kept weights that one adjustment exchanges: alpha at round 0."""
+PAPER = FedTinySettings()
+"""FedTiny's defaults, for runs of other strategies."""
 
 USUAL_DENSITY = 0.1
 """Density at which sparse methods are shown beside a dense run."""
@@ -77,6 +75,8 @@ def memory_by_method(enrolment: Enrolment, kept: Mapping[str, int] | None) -> di
 
 
 def largest_buffer(task: Task, kept: Mapping[str, int]) -> int:
-    """Return the most gradients that FedTiny asks for at once: 0.3 n_l over a block's layers."""
-    blocks = models.blocks(task.model, task.prunable, BLOCKS)
-    return max(sum(int(ADJUSTED * kept[name]) for name in block) for block in blocks)
+    """Return the most gradients that FedTiny asks for at once: alpha n_l over a block's layers."""
+    given = task.config.strategy
+    alpha, number = (given.get(key, getattr(PAPER, key)) for key in ("alpha", "blocks"))
+    blocks = models.blocks(task.model, task.prunable, number)
+    return max(sum(int(alpha * kept[name]) for name in block) for block in blocks)

@@ -117,6 +117,8 @@ def figures(row: dict[str, Any]) -> str:
         parts.insert(0, f"accuracy {row['accuracy']:.3f}")
     if row.get("simulated_seconds") is not None:
         parts.append(f"clock {duration(row['simulated_seconds'])}")
+    if row.get("waited_seconds"):
+        parts.append(f"waited {duration(row['waited_seconds'])} for clients to be there")
     lost = {"late": row.get("clients_late", 0), "dropped": row.get("clients_dropped", 0)}
     lost["failed"] = row["clients_failed"] - sum(lost.values())
     of = f"of {row['clients_asked']} clients "

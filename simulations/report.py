@@ -18,7 +18,7 @@ from simulations.figures import SERIES, Chart
 from simulations.headlines import Column, columns, headline, progress
 from simulations.results import Results, distinct_names, number, read
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _MOST_REASONS = 20
 _MOST_ROUNDS = 500
 
@@ -53,7 +53,7 @@ def render(runs: Sequence[Results]) -> str:
     except ImportError:
         raise MissingExtraError("the report", "report") from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -74,7 +74,7 @@ def render(runs: Sequence[Results]) -> str:
         settings=_settings(runs),
         version=fedsparse.__version__,
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        figures=Markup(_script_json(_figures(charts.values()))),
+        figures=Markup(script_json(_figures(charts.values()))),
     )
 
 
@@ -205,7 +205,7 @@ def _figures(sections: Iterable[Sequence[Chart]]) -> dict[str, Any]:
     return {chart.id: chart.figure for charts in sections for chart in charts if chart.figure}
 
 
-def _script_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """Return JSON that cannot end the script element which holds it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

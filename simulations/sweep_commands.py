@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simulations.commands import ENGINES, INTERRUPTED, _check_way, _path
+from simulations.commands import ENGINES, INTERRUPTED, check_way, path_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ class Options:
 
 
 @click.command(epilog=COMPARE_EXAMPLES, short_help="Run several variants and compare them.")
-@click.argument("config", required=False, metavar="[CONFIG.toml]", type=_path)
+@click.argument("config", required=False, metavar="[CONFIG.toml]", type=path_type)
 @click.option("--preset", metavar="NAME", help="Start from a preset; see `fedsparse list presets`.")
 @click.option("--strategies", metavar="A,B,..", help="Strategies to compare.")
 @click.option(
@@ -99,7 +99,9 @@ class Options:
     "--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at a time; one a core if unset."
 )
 @click.option("--engine", type=click.Choice(ENGINES), help="What carries messages; else inline.")
-@click.option("--out", type=_path, metavar="DIR", help="The comparison's folder; else a new one.")
+@click.option(
+    "--out", type=path_type, metavar="DIR", help="The comparison's folder; else a new one."
+)
 @click.option("--report-only", is_flag=True, help="Run nothing; rewrite table and page.")
 @click.option("--json", "as_json", is_flag=True, help="Print points and table as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -125,6 +127,7 @@ def compare(
     an ordinary run folder in DIR/points. Started again with the same --out, finished runs
     are not repeated; `fedsparse compare --out DIR` alone goes on with what DIR holds.
     """
+    from fedsparse.errors import RunFolderError
     from simulations.comparison import check_same, read_plan, write_plan
     from simulations.sweep import held
 
@@ -137,6 +140,11 @@ def compare(
     if there is not None and options == Options(None, None):
         plan = _with_baseline(there, baseline)
     else:
+        if out is not None and there is None and options == Options(None, None):
+            raise RunFolderError(
+                f"'{out}' holds no comparison to go on with; give one's --out, or what to compare, "
+                "such as --strategies fedavg,fedtiny"
+            )
         plan = _plan(options, baseline)
         if out is not None and there is not None:
             check_same(out, there, plan)
@@ -155,7 +163,7 @@ def _check_out(out: Path, report_only: bool) -> None:
     """Refuse a folder that holds something else, or nothing to report on."""
     from fedsparse.errors import RunFolderError
 
-    _check_way(out)
+    check_way(out)
     if report_only and not (out / "comparison.json").exists():
         raise RunFolderError(f"'{out}' holds no comparison to report on; give the --out of one")
     check_own(out, "comparison.json")
@@ -165,7 +173,7 @@ def check_own(out: Path, mark: str) -> None:
     """Refuse a folder that is neither empty nor has the file that marks it as ours."""
     from fedsparse.errors import RunFolderError
 
-    _check_way(out)
+    check_way(out)
     if out.exists() and not (out / mark).exists() and any(out.iterdir()):
         holds = "holds a run" if (out / "run.json").exists() else "is not empty"
         raise RunFolderError(f"'{out}' {holds}; choose another --out")
@@ -218,7 +226,7 @@ def free_folder(options: Options, what: str) -> Path:
     while folder.exists():
         number += 1
         folder = first.with_name(f"{first.name}-{number}")
-    _check_way(folder)
+    check_way(folder)
     return folder
 
 

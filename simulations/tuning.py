@@ -158,7 +158,7 @@ class Search:
                     try:
                         self.config(name, [end], self.seeds[0])
                     except ConfigError as error:
-                        raise ConfigError(f"--space '{end}' for {name}: {error}") from None
+                        raise ConfigError(f"--space: '{end}' for {name}: {error}") from None
             if not takers:
                 raise ConfigError(f"--space: none of the strategies has a key '{space.key}'")
         keys = [space.key for space in self.spaces]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simulations.commands import ENGINES, _path
+from simulations.commands import ENGINES, path_type
 from simulations.sweep_commands import FAILED, Options, check_own, free_folder, show_table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Examples:
 
 
 @click.command(epilog=TUNE_EXAMPLES, short_help="Search for the best settings of strategies.")
-@click.argument("config", required=False, metavar="[CONFIG.toml]", type=_path)
+@click.argument("config", required=False, metavar="[CONFIG.toml]", type=path_type)
 @click.option("--preset", metavar="NAME", help="Start from a preset; see `fedsparse list presets`.")
 @click.option("--strategies", required=True, metavar="A,B,..", help="Strategies to tune.")
 @click.option(
@@ -72,7 +72,7 @@ Examples:
     "--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at a time; one a core if unset."
 )
 @click.option("--engine", type=click.Choice(ENGINES), help="What carries messages; else inline.")
-@click.option("--out", type=_path, metavar="DIR", help="The search's folder; else a new one.")
+@click.option("--out", type=path_type, metavar="DIR", help="The search's folder; else a new one.")
 @click.option("--json", "as_json", is_flag=True, help="Print best and trials as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def tune(

@@ -156,6 +156,8 @@ class MeteredGrid(Grid):
         self.inner = inner
         self.directory = directory
         self._traffic = Traffic()
+        self.least_nodes = 1
+        """Nodes that a strategy of another maker waits for."""
 
     def read_traffic(self) -> Traffic:
         """Return what was counted since the last call, and start again from zero."""
@@ -175,7 +177,12 @@ class MeteredGrid(Grid):
 
     def figures(self, kept: Mapping[str, int] | None, fits: frozenset[str]) -> dict[str, Any]:
         """Return the clock's figures of the round that has ended."""
-        return {"simulated_seconds": None, "energy_joules": None, "clients_refused": 0}
+        return {
+            "simulated_seconds": None,
+            "waited_seconds": None,
+            "energy_joules": None,
+            "clients_refused": 0,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must know of the clock."""
@@ -238,9 +245,13 @@ class MeteredGrid(Grid):
         return replies
 
 
+def payload_bytes(message: Message) -> int:
+    """Return the length of a message's payloads."""
+    if not message.has_content():
+        return 0
+    return sum(wire.record_bytes(record) for record in message.content.array_records.values())
+
+
 def _count(table: dict[int, int], client: int, message: Message) -> None:
     """Add the lengths of a message's payloads to a client's account."""
-    size = 0
-    if message.has_content():
-        size = sum(wire.record_bytes(r) for r in message.content.array_records.values())
-    table[client] = table.get(client, 0) + size
+    table[client] = table.get(client, 0) + payload_bytes(message)

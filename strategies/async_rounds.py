@@ -13,20 +13,21 @@ from flwr.app import Message
 from fedsparse.errors import ConfigError, TooFewRepliesError
 from fedsparse.messages import Plan
 from strategies import metrics
-from strategies.addressing import Directory, Traffic
+from strategies.addressing import Traffic
 from strategies.asynchronous import AsyncStrategy, Landing
 from strategies.base import average
 from strategies.rounds import RoundLoop, Row
 from strategies.seats import Seat
 from strategies.trips import Trip
 
+LEAST_OUTCOMES = 20
+
 
 class EventQueue(Protocol):
     """What a grid offers on which clients start and arrive one by one."""
 
     now: float
-    trips: Mapping[int, Trip]
-    directory: Directory
+    last: Trip | None
 
     def next_client(
         self,
@@ -56,6 +57,11 @@ class AsyncLoop(RoundLoop):
 
     strategy: AsyncStrategy
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.outcomes: list[bool] = []
+        """Whether the latest updates could be used."""
+
     @property
     def queue(self) -> EventQueue:
         """The grid, as an event queue."""
@@ -76,21 +82,20 @@ class AsyncLoop(RoundLoop):
         before = self.mask
         rows: list[Row] = []
         landed: list[int] = []
-        wanted, good = self.strategy.updates_per_round, 0
-        while good < wanted:
-            self.fill(number, [row["client"] for row in rows])
-            reply = self.next_reply(number)
-            landing = self.strategy.land(reply)
-            trip = self.last_trip(reply)
-            row = self.landing_row(number, reply, landing, trip)
-            rows.append(row)
-            landed += [landing.staleness] if row["status"] == "ok" else []
-            good += row["status"] == "ok"
-            self.progress.clients(good, wanted)
-            self.check_losses(rows, good, wanted)
+        wanted = self.strategy.updates_per_round
+        while len(landed) < wanted:
+            self.fill(number)
+            reply = self.queue.pull_messages(map(str, self.strategy.flights))[0]
+            landing, trip = self.strategy.land(reply), self.queue.last
+            assert trip is not None
+            rows.append(self.landing_row(number, reply, landing, trip))
+            landed += [landing.staleness] if rows[-1]["status"] == "ok" else []
+            self.progress.clients(len(landed), wanted)
+            self.check_losses(rows)
         self.strategy.prune(number)
         if number == self.config.run.rounds:
             rows += [self.trip_row(number, trip) for trip in self.queue.unfinished()]
+            self.strategy.abandon()
         self.folder.append_clients(rows)
         self.grid.read_traffic()
         traffic = Traffic()
@@ -102,14 +107,20 @@ class AsyncLoop(RoundLoop):
         if number % self.config.run.checkpoint_every == 0 or number == self.config.run.rounds:
             self.checkpoint(number)
 
-    def fill(self, number: int, arrived: list[int]) -> None:
+    def restore(self) -> int:
+        """Go on from the newest checkpoint, with the latest outcomes in mind."""
+        number = super().restore()
+        rows = [row for row in self.folder.clients() if row["kind"] == "train"]
+        self.outcomes.extend(row["status"] == "ok" for row in rows[-self.window :])
+        return number
+
+    def fill(self, number: int) -> None:
         """Start clients until as many are under way as the strategy wants, or none is free."""
-        strategy = self.strategy
-        began = self.queue.now
+        strategy, began = self.strategy, self.queue.now
         while len(strategy.flights) < strategy.concurrency:
             plan = strategy.plan(number)
             found = self.queue.next_client(
-                strategy.starts, plan, self.kept, self.fits, strategy.busy(number, arrived)
+                strategy.starts, plan, self.kept, self.fits, strategy.flights
             )
             if found is not None:
                 client, seat = found
@@ -120,25 +131,21 @@ class AsyncLoop(RoundLoop):
                 strategy.starts += 1
                 self.queue.wait(began)
 
-    def next_reply(self, number: int) -> Message:
-        """Return the next arrival."""
-        names = [str(client) for client in self.strategy.flights]
-        return self.queue.pull_messages(names)[0]
+    @property
+    def window(self) -> int:
+        """Outcomes by which a run is judged that loses clients: two rounds, 20 at least."""
+        return max(LEAST_OUTCOMES, 2 * self.strategy.updates_per_round)
 
-    def last_trip(self, reply: Message) -> Trip:
-        """Return the trip that ended with a reply."""
-        return self.queue.trips[self.grid.directory.client_of[reply.metadata.src_node_id]]
-
-    def check_losses(self, rows: list[Row], good: int, wanted: int) -> None:
-        """Stop a run most of whose clients are lost; raises TooFewRepliesError."""
-        least = self.config.fleet.min_replies
-        if len(rows) >= 2 * wanted and good < least * len(rows):
+    def check_losses(self, rows: list[Row]) -> None:
+        """Stop a run whose latest clients were mostly lost; raises TooFewRepliesError."""
+        self.outcomes = [*self.outcomes, rows[-1]["status"] == "ok"][-self.window :]
+        good, least = sum(self.outcomes), self.config.fleet.min_replies
+        if len(self.outcomes) == self.window and good < least * self.window:
             self.folder.append_clients(rows)
-            reasons = {row["client"]: row["reason"] for row in rows if row["reason"]}
-            client, reason = min(reasons.items())
+            last = next(row for row in reversed(rows) if row["reason"])
             raise TooFewRepliesError(
-                f"{good} of {len(rows)} updates could be used, fleet.min_replies = {least:g} "
-                f"asks for more; client {client}: {reason}"
+                f"{good} of the last {self.window} updates could be used, fleet.min_replies = "
+                f"{least:g} asks for more; client {last['client']}: {last['reason']}"
             )
 
     def landing_row(self, number: int, reply: Message, landing: Landing, trip: Trip) -> Row:

@@ -15,7 +15,7 @@ sparser while training goes on, from `start_density` to `density` (Zhu and Gupta
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State, cubic, mask_from_scores
 from strategies.base import Reply, spread
-from strategies.seats import FULL, Seat, submask
+from strategies.seats import FULL, Demands, Seat, submask
 from strategies.static_mask import StaticMask, StaticMaskSettings
 from strategies.task import Task, masked
 
@@ -90,6 +90,11 @@ class AsyncStrategy(StaticMask):
                 f"strategy.start_density = {s.start_density:g} is below strategy.density = "
                 f"{s.density:g}; masks only get sparser, raise it or leave it out"
             )
+        if task.config.fleet.over_selection:
+            raise ConfigError(
+                f"fleet.over_selection = {task.config.fleet.over_selection:g}: an asynchronous "
+                "strategy waits for nobody; leave it out, or raise strategy.concurrency"
+            )
 
     # -- what a method overrides ------------------------------------------------------
 
@@ -101,6 +106,10 @@ class AsyncStrategy(StaticMask):
     def absorb(self, update: Reply, flight: Flight, staleness: int) -> None:
         """Take one update, already mapped, into the model or a buffer."""
         raise NotImplementedError
+
+    def demands(self, density: float) -> Demands:
+        """Return training under the first mask, which is the largest."""
+        return super().demands(max(density, self.settings.start_density or 0.0))
 
     # -- the mask ---------------------------------------------------------------------
 
@@ -139,13 +148,6 @@ class AsyncStrategy(StaticMask):
         fleet = self.task.config.fleet
         return int(self.settings.concurrency or fleet.clients_per_round or fleet.clients)
 
-    def busy(self, round_number: int, arrived: Sequence[int]) -> set[int]:
-        """Return who cannot start now: those under way, and those done in this round.
-
-        Random streams are by client and round, so that none may start twice in one.
-        """
-        return {*self.flights, *arrived}
-
     def send_off(self, client: int, seat: Seat, round_number: int, plan: Plan) -> Message:
         """Return the message with which a client starts under the present model."""
         mask = submask(self.state, self.mask, self.task.shapes, seat.share)
@@ -154,7 +156,7 @@ class AsyncStrategy(StaticMask):
         if self.keeps_starts:
             self.states.setdefault(self.version, self.state)
         self.seats, self._parts = {client: seat}, {seat.share: mask}
-        return self.ask_with_model([client], messages.TRAIN, plan)[0]
+        return self.ask_with_model([client], messages.TRAIN, replace(plan, draw=self.starts))[0]
 
     def land(self, message: Message) -> Landing:
         """Read an arrival and learn from it; one that cannot be used says why."""
@@ -184,6 +186,13 @@ class AsyncStrategy(StaticMask):
                 f"strategy.min_overlap = {s.min_overlap:g}"
             )
         return None
+
+    def abandon(self) -> None:
+        """Let go of the clients under way, of whom nothing is known any more."""
+        for client, flight in self.flights.items():
+            self.held.replied(flight.mask, [client], [])
+        self.flights.clear()
+        self._forget_states()
 
     def _forget_states(self) -> None:
         used = {flight.version for flight in self.flights.values()}

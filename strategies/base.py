@@ -25,7 +25,7 @@ from fedsparse.sparsity import Mask, State
 from strategies import metrics
 from strategies.addressing import Directory, MeteredGrid, cohort
 from strategies.held import HeldMasks
-from strategies.seats import FULL, Seat, masked_mean, submask
+from strategies.seats import FULL, Demands, Seat, erk_counts, masked_mean, submask
 from strategies.task import Task
 
 T = TypeVar("T")
@@ -69,6 +69,9 @@ class SparseStrategy(Strategy):
     fits: frozenset[str] = frozenset({"batch"})
     """What a client with little memory may be given instead of a refusal: batch, density."""
 
+    sparser = "--set strategy.density={}"
+    """How a smaller density is asked for."""
+
     def __init__(self, task: Task) -> None:
         self.task = task
         self.settings: Any = self.Settings.model_validate(task.config.strategy)
@@ -106,6 +109,13 @@ class SparseStrategy(Strategy):
     def read_extra(self, message: Message) -> Any:
         """Decode what else a reply carries; an error here drops the reply, not the run."""
         return None
+
+    def demands(self, density: float) -> Demands:
+        """Return what this method will ask of clients at a density, its heaviest rounds included.
+
+        A fleet of which no client holds one of these is refused before the first round.
+        """
+        return [(Plan(), erk_counts(self.task, density))]
 
     # -- state of a run ---------------------------------------------------------------
 
@@ -161,6 +171,7 @@ class SparseStrategy(Strategy):
         """
         good = self.read_replies(replies)
         asked = self.task.config.fleet.clients_per_round or self.task.config.fleet.clients
+        asked = min(asked, len(self.seats) or asked)
         require_replies(len(good), asked, self.task.config.fleet.min_replies, self.failures)
         self.note_held([reply.client for reply in good])
         self.aggregate(server_round, good)

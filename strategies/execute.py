@@ -16,6 +16,7 @@ from fedsparse.errors import ConfigError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress
 from fedsparse.runs.tables import Row
+from strategies import foreign
 from strategies.addressing import Directory, MeteredGrid
 from strategies.async_rounds import AsyncLoop
 from strategies.asynchronous import AsyncStrategy
@@ -64,7 +65,10 @@ def execute(
     folder.write_json("partition.json", partition)
     asynchronous = isinstance(strategy, AsyncStrategy)
     loop_of = AsyncLoop if asynchronous else RoundLoop
-    loop = loop_of(task, strategy, metered(grid, directory), folder, progress)
+    counted = metered(grid, directory)
+    if not isinstance(strategy, SparseStrategy):
+        counted.least_nodes = foreign.least_nodes(strategy)
+    loop = loop_of(task, strategy, counted, folder, progress)
     loop.run()
     summary = summarise(config, folder)
     folder.finish(loop.state, loop.mask, summary)
@@ -114,7 +118,7 @@ def summarise(config: Config, folder: RunFolder) -> dict[str, object]:
         "wall_seconds": sum(row["seconds"] for row in rows),
         "simulated_seconds": last.get("simulated_seconds"),
         "energy_joules": _energy(rows),
-        "clients_refused": last.get("clients_refused", 0),
+        "clients_refused": min(row.get("clients_refused", 0) for row in rows),
         **to_target(rows, config.run.target_accuracy),
         "run": str(folder.path),
     }

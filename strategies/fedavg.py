@@ -33,6 +33,7 @@ class FedAvg(SparseStrategy):
 
     Settings = FedAvgSettings
     fits = frozenset({"batch", "density"})
+    sparser = "--set strategy.name=static --set strategy.density={}"
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

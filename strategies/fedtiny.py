@@ -34,6 +34,7 @@ from fedsparse.training import batchnorm, local
 from strategies import metrics
 from strategies.addressing import MeteredGrid
 from strategies.base import Answer, Reply, SparseStrategy, weighted_mean
+from strategies.seats import Demands, erk_counts
 from strategies.task import Task, masked
 
 LARGEST_POOL = 32
@@ -76,6 +77,18 @@ class FedTiny(SparseStrategy):
         if self.settings.pretrain_epochs or self.settings.reestimate == "public":
             _ = task.public
         self.asked = {}
+
+    def demands(self, density: float) -> Demands:
+        """Return plain training, and the adjustment that asks for most gradients."""
+        kept = erk_counts(self.task, density, self.settings.base)
+        if kept is None or not self.settings.stop_round:
+            return [(Plan(), kept)]
+        grow = {n: self.adjusted_count(self.settings.adjust_every, k) for n, k in kept.items()}
+        blocks = [{name: grow[name] for name in block} for block in self.schedule()]
+        plans = [Plan(grow=block, samples=self.settings.growth_samples or 0) for block in blocks]
+        largest = max(plans, key=lambda plan: sum(plan.grow.values()))
+        adjusts = self.settings.adjust_every <= self.settings.stop_round
+        return [(Plan(), kept), *([(largest, kept)] if adjusts else [])]
 
     # -- before round 1: adaptive BatchNorm selection ---------------------------------
 
@@ -202,17 +215,20 @@ class FedTiny(SparseStrategy):
         return int(cosine(self.settings.alpha, self.settings.stop_round)(round_number) * kept)
 
     def scheduled_block(self, adjustment: int) -> list[str]:
-        """Return the layers of the adjustment's block; backward order is output to input."""
+        """Return the layers of the adjustment's block."""
+        blocks = self.schedule()
+        return blocks[adjustment % len(blocks)]
+
+    def schedule(self) -> list[list[str]]:
+        """Return the blocks of layers in their order; backward is output to input."""
         s, names = self.settings, self.task.prunable
         if s.granularity == "model":
-            return list(names)
+            return [list(names)]
         if s.granularity == "layer":
             blocks = [[name] for name in names]
         else:
             blocks = models.blocks(self.task.model, names, s.blocks)
-        if s.order == "backward":
-            blocks = blocks[::-1]
-        return blocks[adjustment % len(blocks)]
+        return blocks[::-1] if s.order == "backward" else blocks
 
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
         """Average the weights; on adjustment rounds, grow and prune the scheduled block."""

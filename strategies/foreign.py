@@ -7,6 +7,7 @@ that a checkpoint can hold are in it, and others are named by `lost`.
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedsparse import models, registry, wire
-from fedsparse.config import StrategySettings, settings_of
+from fedsparse.config import Config, StrategySettings, settings_of
 from fedsparse.errors import ConfigError, FedSparseError, GridError, ModelError, RunFolderError
 from fedsparse.runs import tree
 from fedsparse.sparsity import State
@@ -112,17 +113,36 @@ def _check_nodes(strategy: Strategy, clients: int) -> None:
             )
 
 
+def check_clock(config: Config) -> None:
+    """Refuse keys of a simulated clock that such a strategy takes no notice of."""
+    fleet = config.fleet
+    for key, value in (("over_selection", fleet.over_selection), ("fit", fleet.fit)):
+        if value not in (0.0, "refuse"):
+            raise ConfigError(
+                f"fleet.{key} = {value!r} does nothing with strategy '{config.strategy['name']}', "
+                "which says itself whom it asks and what it sends; leave it out"
+            )
+
+
+def least_nodes(strategy: Strategy) -> int:
+    """Return how many nodes a strategy waits for before it asks any."""
+    wanted = [getattr(strategy, key, 0) for key in NODES if "evaluate" not in key]
+    return max((value for value in wanted if isinstance(value, int)), default=1)
+
+
 def _defaults(cls: type, task: Task) -> dict[str, Any]:
     """Return the cohort's size in the words of Flower's FedAvg family."""
     fleet = task.config.fleet
     given = task.config.strategy
     size = fleet.clients_per_round or fleet.clients
+    least = max(1, math.ceil(fleet.min_replies * size - 1e-9))
     wanted = {
         "fraction_train": size / fleet.clients,
         "fraction_evaluate": min(1.0, fleet.evaluate_clients / fleet.clients),
-        "min_train_nodes": size,
+        # With devices, not all may be there at once, and a strategy would wait for ever.
+        "min_train_nodes": size if fleet.profile is None else least,
         "min_evaluate_nodes": min(2, fleet.clients),
-        "min_available_nodes": min(2, fleet.clients),
+        "min_available_nodes": min(2, fleet.clients) if fleet.profile is None else least,
         "initial_arrays": initial_arrays(task),
     }
     accepted = _parameters(cls)

@@ -44,10 +44,10 @@ class HeldMasks:
 
     def state_dict(self) -> dict[str, Any]:
         """Return each distinct mask once, and who holds it."""
-        masks = list(dict.fromkeys(self._of.values()))
+        place = {mask: i for i, mask in enumerate(dict.fromkeys(self._of.values()))}
         return {
-            "masks": [dict(mask.packed) for mask in masks],
-            "clients": {str(client): masks.index(mask) for client, mask in self._of.items()},
+            "masks": [dict(mask.packed) for mask in place],
+            "clients": {str(client): place[mask] for client, mask in self._of.items()},
         }
 
     def load_state_dict(

@@ -332,11 +332,15 @@ class RoundLoop:
 def _remedy(rows: Sequence[Row]) -> str:
     """Return what to change where the simulated clock took replies away."""
     lost = Counter(row["status"] for row in rows)
-    told = [f"{lost[status]} were {status}" for status in ("late", "dropped") if lost[status]]
+    told = [
+        f"{lost[status]} came {status}" if status == "late" else f"{lost[status]} dropped out"
+        for status in ("late", "dropped")
+        if lost[status]
+    ]
     if not told:
         return ""
     change = "raise fleet.deadline or fleet.over_selection, or lower fleet.min_replies"
-    return f"; {' and '.join(told)}: {change}"
+    return f"; {' and '.join(told)}: {change}, and start again with another --out"
 
 
 def _failure(reply: Message | None) -> str | None:

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsparse.sparsity import Mask, State, top_mask
+from fedsparse.messages import Plan
+from fedsparse.sparsity import Mask, State, allocation, top_mask
+from strategies.task import Task
+
+Kept = Mapping[str, int]
+"""Kept weights by layer."""
+
+Demands = Sequence[tuple[Plan, Kept | None]]
+"""What clients are asked for, with the kept weights by layer; None is the dense model."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,17 @@ class Seat:
 
 
 FULL = Seat()
+
+
+def erk_counts(task: Task, density: float, rule: str = "erk") -> dict[str, int] | None:
+    """Return kept weights by layer as an allocation shares a density out; None if dense.
+
+    For a ranking of all layers together, which is not known beforehand, ERK stands.
+    """
+    if density >= 1:
+        return None
+    share = allocation.ALLOCATIONS.get(rule, allocation.erk)
+    return allocation.layer_counts(task.shapes, share(task.shapes, density))
 
 
 def shared_counts(kept: Mapping[str, int], share: float) -> dict[str, int]:

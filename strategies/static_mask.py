@@ -22,6 +22,7 @@ from fedsparse.sparsity.criteria import NEEDS_DATA
 from fedsparse.training import local
 from strategies.addressing import MeteredGrid
 from strategies.base import SparseStrategy
+from strategies.seats import Demands, erk_counts
 from strategies.task import Task, masked
 
 
@@ -73,6 +74,20 @@ class StaticMask(SparseStrategy):
             )
         self.state = masked(self.state, self.mask)
 
+    def demands(self, density: float) -> Demands:
+        """Return training under the mask; scoring by clients is a step of the dense model."""
+        s = self.settings
+        trained = (Plan(), erk_counts(self.task, density, s.allocation))
+        if s.scored_by == "server":
+            return [trained]
+        return [(self.scoring_plan, None), trained]
+
+    @property
+    def scoring_plan(self) -> Plan:
+        """What clients are asked that score the weights of the dense model."""
+        s = self.settings
+        return Plan(criterion=s.criterion, samples=s.score_samples, batch_size=s.score_samples)
+
     def public_batches(self) -> list[tuple[Tensor, Tensor]]:
         """Return the server's data in batches; SynFlow looks only at a sample's shape."""
         if self.settings.criterion not in NEEDS_DATA:
@@ -85,7 +100,7 @@ class StaticMask(SparseStrategy):
     def ask_clients_to_score(self, grid: MeteredGrid) -> Mask:
         """Let each client score one batch; keep the top of the weighted mean (SSFL)."""
         s = self.settings
-        plan = Plan(criterion=s.criterion, samples=s.score_samples)
+        plan = self.scoring_plan
         clients = list(self.choose(grid, 0, plan))
         model = {messages.ARRAYS: self.arrays()}
         scored = self.query(grid, messages.SCORE, clients, plan, model, self.read_scores)

@@ -52,13 +52,14 @@ class Trip:
         down = min(self.download_seconds, left)
         compute = min(self.compute_seconds, left - down)
         up = min(self.upload_seconds, left - down - compute)
+        computed = compute >= self.compute_seconds and down >= self.download_seconds
         return replace(
             self,
             download_seconds=down,
             compute_seconds=compute,
             upload_seconds=up,
             bytes_down=_part(self.bytes_down, down, self.download_seconds),
-            bytes_up=_part(self.bytes_up, up, self.upload_seconds),
+            bytes_up=_part(self.bytes_up, up, self.upload_seconds) if computed else 0,
             status=status,
             reason=reason,
         )

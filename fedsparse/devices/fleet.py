@@ -4,6 +4,7 @@ Clients are drawn in blocks of 1024, each from its own stream, so one client cos
 block and all of them cost a few arrays; both ways give the same bits.
 """
 
+import hashlib
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -93,6 +94,8 @@ class Fleet:
     network: traces.NetworkTraces | None = None
     speeds: traces.SpeedTrace | None = None
     hours: traces.PresenceTrace | None = None
+    digest: str = ""
+    """What tells the figures and traces of this fleet from others."""
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -199,9 +202,8 @@ class Fleet:
         return columns | {"battery_joules": np.array(battery, float)}
 
 
-@lru_cache(maxsize=8)
 def load(fleet: FleetConfig, seed: int) -> Fleet:
-    """Return the fleet that `[fleet]` asks for, with its traces; kept for the next call.
+    """Return the fleet that `[fleet]` asks for, with its traces, as the files are now.
 
     Raises ConfigError when profile is unset or a file is wrong, UnknownNameError for a
     name that is not known, DataError for a trace that cannot be used.
@@ -211,13 +213,23 @@ def load(fleet: FleetConfig, seed: int) -> Fleet:
             "fleet.profile is not set; name a device or a fleet of `fedsparse list devices`"
         )
     network, speeds, hours = fleet.network_trace, fleet.device_trace, fleet.availability_trace
+    found = mixture.find(fleet.profile)
     return Fleet(
         clients=fleet.clients,
-        mixture=mixture.find(fleet.profile),
+        mixture=found,
         seed=seed,
         start_hour=fleet.start_hour,
         dropout=fleet.dropout,
         network=traces.read_network(Path(network)) if network else None,
         speeds=traces.read_speeds(Path(speeds)) if speeds else None,
         hours=traces.read_presence(Path(hours)) if hours else None,
+        digest=_digest(found, [path for path in (network, speeds, hours) if path]),
     )
+
+
+def _digest(found: Mixture, files: list[str]) -> str:
+    """Return what tells these devices from others, whatever their files are called."""
+    digest = hashlib.sha256(repr((found.profiles, found.shares, found.spread)).encode())
+    for file in files:
+        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return digest.hexdigest()

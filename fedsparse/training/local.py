@@ -69,6 +69,11 @@ def batches(samples: int, size: int, rng: np.random.Generator) -> Iterator[NDArr
         yield order[start:stop]
 
 
+def largest_batch(samples: int, size: int) -> int:
+    """Return the samples of the largest batch that `batches` yields."""
+    return size + 1 if samples > size and (samples - 1) % size == 0 else min(samples, size)
+
+
 def make_optimizer(model: nn.Module, settings: ClientConfig, lr: float) -> torch.optim.Optimizer:
     """Return the client's optimizer over every trainable parameter."""
     parameters = [p for p in model.parameters() if p.requires_grad]

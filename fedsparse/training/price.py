@@ -11,16 +11,21 @@ from typing import Literal
 from fedsparse.config import ClientConfig
 from fedsparse.messages import Plan
 from fedsparse.sparsity.cost import MemoryCost, ModelCost
+from fedsparse.training.local import largest_batch
 
 Optimizer = Literal["sgd", "momentum", "adam"]
 
 
 @dataclass(frozen=True)
 class Price:
-    """FLOPs of a round on one client, and the bytes that it holds at its peak."""
+    """FLOPs of a round on one client, and the bytes that it holds at its peak.
+
+    `dense_flops` of the FLOPs are computed on whole weights, as gradients of pruned ones are.
+    """
 
     flops: float
     memory: MemoryCost
+    dense_flops: float = 0.0
 
 
 def settings_for(settings: ClientConfig, plan: Plan) -> ClientConfig:
@@ -49,11 +54,12 @@ def price(
     (FedTiny, progressive pruning).
     """
     settings = settings_for(settings, plan)
-    batch = min(settings.batch_size, samples)
-    flops = 3 * samples * settings.local_epochs * cost.flops_of(kept)
+    batch = largest_batch(samples, settings.batch_size)
+    flops, dense = 3 * samples * settings.local_epochs * cost.flops_of(kept), 0.0
     if plan.grow:
         grown = growth_samples(settings, plan, samples)
-        flops += 2 * grown * cost.flops_of(kept) + cost.dense_gradient_flops(grown, plan.grow)
+        dense = cost.dense_gradient_flops(grown, plan.grow)
+        flops += 2 * grown * cost.flops_of(kept) + dense
         batch = max(batch, grown)
     memory = cost.training_memory(
         kept=kept,
@@ -61,7 +67,7 @@ def price(
         batch_size=batch,
         buffer_entries=sum(plan.grow.values()),
     )
-    return Price(float(flops), memory)
+    return Price(float(flops), memory, dense)
 
 
 def optimizer_of(settings: ClientConfig) -> Optimizer:

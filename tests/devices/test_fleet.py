@@ -39,7 +39,6 @@ share = 1
 def fleet(tmp_path, text=OWN, seed=7, clients=5000, **settings):
     path = tmp_path / "own.toml"
     path.write_text(text)
-    load.cache_clear()
     return load(FleetConfig(profile=str(path), clients=clients, **settings), seed)
 
 
@@ -87,7 +86,7 @@ def test_factors_of_the_spread_scale_seconds(tmp_path):
 @pytest.mark.parametrize("name", ["mixed", "phones", "raspberry-pi-5"])
 def test_one_client_and_all_clients_agree_to_the_bit(name):
     wanted = FleetConfig(profile=name, clients=2 * BLOCK + 10)
-    alone, found = (load.__wrapped__(wanted, 5) for _ in range(2))
+    alone, found = (load(wanted, 5) for _ in range(2))
     columns = found.columns()
     assert len(columns.profile) == 2 * BLOCK + 10
     keys = [f.name for f in fields(columns) if f.name not in OWN_COLUMNS]
@@ -195,9 +194,11 @@ def test_a_run_without_a_profile_has_no_fleet():
         load(FleetConfig(), 0)
 
 
-def test_load_is_kept_for_the_next_call():
-    config = FleetConfig(profile="phones", clients=12)
-    assert load(config, 1) is load(FleetConfig(profile="phones", clients=12), 1)
+def test_a_file_that_was_changed_is_read_anew_and_is_another_fleet(tmp_path):
+    before = fleet(tmp_path)
+    assert fleet(tmp_path).digest == before.digest
+    after = fleet(tmp_path, OWN.replace("dropout = 0.2", "dropout = 0.3"))
+    assert after.digest != before.digest
 
 
 def test_a_client_that_is_not_there_is_refused():

@@ -12,9 +12,16 @@ from simulations import capacity
 from tests.command_line import error_line, invoke
 
 
-@pytest.mark.parametrize("address", ["auto", "local", "a name without a port"])
-def test_addresses_without_a_port_are_left_to_ray(address):
+@pytest.mark.parametrize("address", ["auto", "local"])
+def test_addresses_by_name_are_left_to_ray(address):
     capacity.check_address(address)
+
+
+@pytest.mark.parametrize("address", ["nohost", "a name without a port", "127.0.0.1:", ":6379"])
+def test_what_is_no_host_and_port_is_refused_before_anything_is_made(address, tmp_path):
+    line = error_line(invoke("run", "--ray-address", address, "--out", tmp_path / "run"))
+    assert f"engine.ray_address = '{address}' is no HOST:PORT; give what" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_port_that_accepts_and_says_nothing_is_no_cluster(monkeypatch, tmp_path):

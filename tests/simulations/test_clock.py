@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from fedsparse.errors import GridError
+from fedsparse.errors import ConfigError, GridError, RunFolderError, TooFewRepliesError
 from fedsparse.runs import RunFolder
 from simulations.experiment import resume_experiment
 from strategies.trips import Trip
@@ -87,6 +87,13 @@ def test_the_exchanges_before_round_1_take_time_and_energy(tmp_path):
 TRIP = Trip(3, "plain", 10.0, 2.0, 4.0, 1.0, compute_watts=3.0, radio_watts=0.5, bytes_down=100)
 
 
+def test_an_upload_that_never_began_has_no_bytes():
+    """Even where it would have taken no time."""
+    trip = Trip(0, "plain", 0.0, 1.0, 4.0, 0.0, bytes_down=100, bytes_up=70)
+    assert trip.cut(3.0, "late", "too late").bytes_up == 0
+    assert trip.cut(5.0, "late", "too late").bytes_up == 70
+
+
 @pytest.mark.parametrize(
     ("end", "seconds", "joules", "down"),
     [(10.0, (0, 0, 0), 0.0, 0), (11.0, (1, 0, 0), 0.5, 50), (12.0, (2, 0, 0), 1.0, 100),
@@ -112,7 +119,7 @@ def test_with_infinite_resources_the_bits_are_those_without_a_clock(tmp_path, st
     summary = run(tmp_path / "ideal", *QUICK, *part, "fleet.profile=ideal")
     assert model_bytes(tmp_path / "ideal") == model_bytes(tmp_path / "plain")
     assert summary["simulated_seconds"] == summary["energy_joules"] == 0
-    clock = {"simulated_seconds", "energy_joules"}
+    clock = {"simulated_seconds", "waited_seconds", "energy_joules"}
     plain, ideal = (
         [{k: v for k, v in row.items() if k not in clock} for row in rows(tmp_path / name)]
         for name in ("plain", "ideal")
@@ -217,8 +224,6 @@ def test_clients_are_lost_before_during_and_after_training(tmp_path):
 
 
 def test_too_few_replies_in_time_stop_the_run_with_a_reason(tmp_path):
-    from fedsparse.errors import TooFewRepliesError
-
     path = profile_file(tmp_path)
     with pytest.raises(TooFewRepliesError, match=r"0 of 4 clients replied.*fleet\.deadline"):
         run(tmp_path / "run", *QUICK, f"fleet.profile={path}", "fleet.deadline=0.1")
@@ -248,6 +253,7 @@ def test_the_server_waits_in_simulated_time_until_clients_are_there(tmp_path):
         f"fleet.availability_trace={trace}")  # fmt: skip
     starts = {row["started"] for row in clients(tmp_path / "run", 1)}
     assert starts == {5400.0}
+    assert rows(tmp_path / "run")[1]["waited_seconds"] == 5400.0
 
 
 def test_a_fleet_that_is_never_there_is_given_up(tmp_path):
@@ -318,6 +324,31 @@ def test_a_killed_run_goes_on_at_the_clock_where_it_was(hard, tmp_path, seam, nt
     assert clients(out) == clients(reference)
 
 
+def test_devices_that_were_changed_meanwhile_stop_a_resumed_run(tmp_path):
+    out, path = tmp_path / "run", profile_file(tmp_path)
+    run_and_kill(out, "save_checkpoint", 2, *QUICK, f"fleet.profile={path}")
+    profile_file(tmp_path, memory_bytes=2e9)
+    with pytest.raises(RunFolderError, match="are not those that the run began with"):
+        resume_experiment(out)
+    profile_file(tmp_path)
+    assert resume_experiment(out)["rounds"] == 3
+
+
+def test_a_flower_strategy_does_not_wait_in_real_time_for_clients_that_are_away(tmp_path):
+    there = {"fraction": 0.5, "amplitude": 0.0, "peak_hour": 0.0, "window_seconds": 0.5}
+    path = profile_file(tmp_path, availability=there)
+    flower = ("strategy.name=flwr.serverapp.strategy:FedAvg", "fleet.clients=12")
+    run(tmp_path / "run", *QUICK, *flower, f"fleet.profile={path}")
+    assert all(6 <= row["clients_asked"] <= 11 for row in rows(tmp_path / "run")[1:])
+
+
+@pytest.mark.parametrize("setting", ["fleet.over_selection=0.3", "fleet.fit=batch"])
+def test_what_a_flower_strategy_takes_no_notice_of_is_refused(tmp_path, setting):
+    flower = ("strategy.name=flwr.serverapp.strategy:FedAvg", "fleet.profile=ideal", setting)
+    with pytest.raises(ConfigError, match="does nothing with strategy"):
+        run(tmp_path / "run", *QUICK, *flower)
+
+
 # -- what it took to a target --------------------------------------------------------------
 
 
@@ -342,8 +373,6 @@ def test_a_target_that_was_not_reached_has_no_figures(tmp_path):
 
 
 def test_the_configuration_needs_devices_for_what_only_a_clock_gives(tmp_path):
-    from fedsparse.errors import ConfigError
-
     with pytest.raises(ConfigError, match=r"fleet\.deadline = 5\.0 does nothing without devices"):
         run(tmp_path / "run", "fleet.deadline=5.0")
     assert not (tmp_path / "run").exists()

@@ -146,7 +146,7 @@ def test_what_was_not_measured_is_a_dash():
     rows = [row(plan.points[0], 0.5), row(plan.points[1], None, "not started")]
     table = comparison.table_of(plan, rows)
     assert cells_of(plan, table[0])[2:6] == ["1", "50.0 %", "–", "400 B"]
-    assert cells_of(plan, table[1])[2:] == ["0 of 1", *["–"] * 7]
+    assert cells_of(plan, table[1])[2:] == ["0 of 1", *["–"] * 8]
 
 
 # -- files ------------------------------------------------------------------------------

@@ -127,14 +127,56 @@ def test_a_fleet_that_holds_nothing_says_which_density_would_fit_and_it_does(tmp
         run(tmp_path / "larger", *sparse, f"strategy.density={fits * 1.05}")
 
 
+def test_the_advised_density_fits_where_the_largest_device_has_the_most_samples(tmp_path):
+    """Memory and samples are drawn apart: what fits is sought over pairs of both."""
+    path = fleet_file(tmp_path, {"share": 1.0, "memory_bytes": 9e3}, memory=0.3)
+    unlike = ("client.batch_size=64", "data.alpha=0.1", "fleet.min_replies=0.1")
+    sparse = ("strategy.name=static", "strategy.density=0.9", f"fleet.profile={path}")
+    settings = (*MLP[:-1], *unlike, *sparse)
+    with pytest.raises(ConfigError, match="no client holds") as refusal:
+        run(tmp_path / "run", *settings)
+    fits = float(re.search(r"strategy\.density=([0-9.e-]+)", str(refusal.value))[1])
+    run(tmp_path / "fits", *settings, f"strategy.density={fits}")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [({"storage_bytes": 2e3}, "bytes of storage"), ({"battery_joules": 1.0}, "joules of battery")],
+)
+def test_what_lacks_is_named(tmp_path, lacks, said):
+    path = profile_file(tmp_path, **lacks)
+    with pytest.raises(ConfigError, match=rf"it needs [\d,]+ {said} at least") as refusal:
+        run(tmp_path / "run", *MLP, f"fleet.profile={path}")
+    assert "--set strategy.name=static --set strategy.density=0.0" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("strategy.name=fedbuff", "strategy.density=0.1", "strategy.start_density=0.9"),
+        ("strategy.alpha=1.0", "strategy.stop_round=100", "strategy.granularity=model"),
+        ("strategy.name=static", "strategy.criterion=snip", "strategy.scored_by=clients"),
+    ],
+    ids=["the first mask", "the largest adjustment", "scoring the dense model"],
+)
+def test_a_methods_heaviest_demand_is_looked_at_before_the_run(tmp_path, settings):
+    """Each trains within 19.5 kB, and asks for more at some time."""
+    path = profile_file(tmp_path, memory_bytes=19.5e3)
+    with pytest.raises(ConfigError, match="no client holds the training"):
+        run(tmp_path / "run", *MLP[:-1], *settings, f"fleet.profile={path}")
+    assert not (tmp_path / "run").exists()
+    plain = ("strategy.name=static", f"fleet.profile={path}", "run.rounds=1")
+    assert run(tmp_path / "plain", *MLP[:-1], *plain)["clients_refused"] == 0
+
+
 def test_where_activations_alone_are_too_much_no_density_is_promised(tmp_path):
     path = profile_file(tmp_path, memory_bytes=2e3)
-    with pytest.raises(ConfigError, match="at no density it would fit: activations alone"):
+    with pytest.raises(ConfigError, match=r"no density would fit: lower client\.batch_size"):
         run(tmp_path / "run", *MLP, f"fleet.profile={path}")
 
 
 def test_a_microcontroller_trains_nothing(tmp_path):
-    with pytest.raises(ConfigError, match=r"fleet\.profile = 'microcontroller'"):
+    with pytest.raises(ConfigError, match=r"cannot train at all \(memory_bytes = 0\)"):
         run(tmp_path / "run", *MLP, "fleet.profile=microcontroller")
 
 

@@ -1,5 +1,7 @@
 """FedAsync and FedBuff: their formulas by hand, what becomes of old updates, and their clock."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -116,14 +118,18 @@ def test_fedbuff_weighs_by_samples_where_asked_to():
 
 
 def test_with_infinite_resources_fedbuff_is_fedavg(tmp_path):
-    """All clients start together and all arrive at once; the mean is the same but for rounding."""
-    settings = (*QUICK, "fleet.profile=ideal", "run.rounds=3")
+    """All start together and arrive at once; the mean of round 1 is the same but for rounding.
+
+    Who has arrived starts again at once, before the buffer is full: stale by one in round 2.
+    """
+    settings = (*QUICK, "fleet.profile=ideal", "run.rounds=2")
     run(tmp_path / "fedavg", *settings, "strategy.name=fedavg")
     buffer = ("strategy.buffer_size=4", "strategy.weights=samples", DENSE)
     run(tmp_path / "fedbuff", *settings, "strategy.name=fedbuff", *buffer)
     left, right = rows(tmp_path / "fedavg"), rows(tmp_path / "fedbuff")
-    assert [row["staleness"] for row in right[1:]] == [0, 0, 0]
-    assert [r["loss"] for r in right] == pytest.approx([r["loss"] for r in left], rel=1e-4)
+    assert [row["staleness"] for row in right[1:]] == [0, 0.75]
+    losses = [[row["loss"] for row in table[:2]] for table in (left, right)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 # -- updates under older masks --------------------------------------------------------------
@@ -300,6 +306,53 @@ def test_a_client_that_takes_longer_than_the_deadline_is_given_up(tmp_path):
         assert end_of(row) - row["started"] == pytest.approx(4.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("concurrency", [1, 3, 20])
+def test_few_clients_start_again_until_a_round_has_its_updates(tmp_path, concurrency):
+    few = ("fleet.clients=3", "strategy.buffer_size=5", f"strategy.concurrency={concurrency}")
+    run(tmp_path / "run", *QUICK, *few, "strategy.name=fedbuff", "fleet.profile=ideal",
+        "run.rounds=3", DENSE)  # fmt: skip
+    table = rows(tmp_path / "run")
+    assert [row["clients_replied"] for row in table] == [0, 5, 5, 5]
+    assert all(a["loss"] != b["loss"] for a, b in pairwise(table))
+    found = RunFolder.open(tmp_path / "run").clients()
+    for number in (1, 2, 3):
+        own = [r for r in found if r["round"] == number and r["status"] == "ok"]
+        assert len({(r["client"], r["loss"]) for r in own}) == 5
+
+
+def test_when_checkpoints_are_written_changes_nothing(tmp_path):
+    """Many are lost in training: who is to be heard of next must not depend on who worked off."""
+    path = fleet_file(tmp_path, {"share": 1.0}, compute=0.8, bandwidth=0.8)
+    settings = (*QUICK, "fleet.clients=30", "fleet.clients_per_round=10", "fleet.dropout=0.4",
+                "fleet.min_replies=0.1", "strategy.name=fedasync", f"fleet.profile={path}",
+                "data.samples=400", "run.rounds=5", "strategy.updates=6")  # fmt: skip
+    run(tmp_path / "often", *settings)
+    run(tmp_path / "once", *settings, "run.checkpoint_every=5")
+    assert model_bytes(tmp_path / "often") == model_bytes(tmp_path / "once")
+    assert arrivals(tmp_path / "often") == arrivals(tmp_path / "once")
+    ends = [end_of(row) for row in arrivals(tmp_path / "often")]
+    assert ends == sorted(ends)
+
+
+def test_a_large_ideal_fleet_waits_for_nobody(tmp_path):
+    many = ("fleet.clients=150", "fleet.clients_per_round=140", "data.samples=900")
+    summary = run(tmp_path / "run", *QUICK, *many, "strategy.name=fedasync", "run.rounds=2",
+                  "fleet.profile=ideal", "data.min_per_client=1")  # fmt: skip
+    assert summary["simulated_seconds"] == 0
+
+
+def test_the_last_test_is_sent_what_its_clients_can_read(tmp_path):
+    """Those still under way at the end hold the mask that they left with."""
+    path = fleet_file(tmp_path, {"share": 1.0}, compute=0.8, bandwidth=0.8)
+    prune = ("strategy.start_density=0.5", "strategy.density=0.2", "strategy.prune_until=6")
+    run(tmp_path / "run", "model.name=mlp", "data.samples=240", *UNLIKE[3:5], *prune,
+        "fleet.dropout=0.1", "run.rounds=6", "strategy.name=fedbuff", "strategy.buffer_size=3",
+        f"fleet.profile={path}")  # fmt: skip
+    tests = [r for r in RunFolder.open(tmp_path / "run").clients() if r["kind"] == "evaluate"]
+    assert len(tests) == 10
+    assert {row["status"] for row in tests} == {"ok"}
+
+
 # -- mistakes -------------------------------------------------------------------------------
 
 
@@ -308,6 +361,11 @@ def test_an_asynchronous_strategy_needs_a_clock(tmp_path, name):
     with pytest.raises(ConfigError, match=r"needs a simulated clock; set fleet\.profile"):
         run(tmp_path / "run", *QUICK, f"strategy.name={name}")
     assert not (tmp_path / "run").exists()
+
+
+def test_over_selection_has_no_meaning_without_rounds():
+    with pytest.raises(ConfigError, match=r"fleet\.over_selection = 0\.3: an asynchronous"):
+        strategy_of("fedasync", "fleet.over_selection=0.3")
 
 
 def test_a_mask_does_not_get_denser(tmp_path):
@@ -319,6 +377,6 @@ def test_a_mask_does_not_get_denser(tmp_path):
 
 def test_a_run_that_loses_most_updates_stops(tmp_path):
     path = profile_file(tmp_path)
-    with pytest.raises(TooFewRepliesError, match=r"0 of \d+ updates could be used"):
+    with pytest.raises(TooFewRepliesError, match=r"0 of the last 20 updates could be used"):
         run(tmp_path / "run", *QUICK, "strategy.name=fedbuff", f"fleet.profile={path}",
             "fleet.deadline=0.3", "strategy.buffer_size=2")  # fmt: skip

@@ -1,5 +1,7 @@
 """Masked training: pruned weights stay exactly zero, whatever the optimizer."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,9 @@ def test_a_last_batch_of_one_joins_the_one_before():
     sizes = [len(b) for b in local.batches(65, 16, rng())]
     assert sizes == [16, 16, 16, 17]
     assert [len(b) for b in local.batches(1, 16, rng())] == [1]
+    for samples, size in product(range(1, 40), (1, 2, 3, 16)):
+        largest = max(len(b) for b in local.batches(samples, size, rng()))
+        assert local.largest_batch(samples, size) == largest
     assert sorted(np.concatenate(list(local.batches(65, 16, rng())))) == list(range(65))
 
 
