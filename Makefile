@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/fedsparse run --preset demo
 
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 setup: $(STAMP)
 

@@ -1,6 +1,6 @@
 """What it costs to register many clients when few take part: seconds, memory, and files.
 
-    .venv/bin/python -m benchmarks.bench_scale [--clients 10000,100000,1000000] [--rounds 5]
+    .venv/bin/python -m benchmarks.bench_scale [--clients 10000,1000000] [--profile phones]
 
 Each size runs in a process of its own: scikit-learn's digits, of which each client draws 32
 samples of its own (data.partition = "sampled"), a small MLP at density 0.1, 1,000 clients a
@@ -29,14 +29,17 @@ FIGURES = {
 }
 
 
-def settings(clients: int, per_round: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Return the configuration of one size."""
+def settings(
+    clients: int, per_round: int, rounds: int, profile: str | None
+) -> dict[str, dict[str, Any]]:
+    """Return the configuration of one size, with devices and their clock if `profile` is set."""
+    devices = {} if profile is None else {"profile": profile}
     return {
         "run": {"rounds": rounds},
         "data": {"name": "digits", "partition": "sampled", "samples_per_client": 32},
         "model": {"name": "mlp"},
         "strategy": {"name": "static", "density": 0.1},
-        "fleet": {"clients": clients, "clients_per_round": min(per_round, clients)},
+        "fleet": {"clients": clients, "clients_per_round": min(per_round, clients), **devices},
         "engine": {"name": "ray", "workers": WORKERS},
     }
 
@@ -60,7 +63,7 @@ def workers_below(process: int | str) -> list[int]:
     return found
 
 
-def measure(clients: int, per_round: int, rounds: int) -> dict[str, float]:
+def measure(clients: int, per_round: int, rounds: int, profile: str | None) -> dict[str, float]:
     """Run one size in this process and return its figures."""
     import sklearn.datasets  # noqa: F401
 
@@ -83,7 +86,7 @@ def measure(clients: int, per_round: int, rounds: int) -> dict[str, float]:
             for process in workers_below("self"):
                 seen["worker MB"] = max(seen.get("worker MB", 0.0), peak(process) - bare)
 
-    config = resolve(settings(clients, per_round, rounds))
+    config = resolve(settings(clients, per_round, rounds, profile))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         run_experiment(config, out, command="bench", progress=Watch())
@@ -105,16 +108,18 @@ def main() -> None:
     parser.add_argument("--clients", default="10000,100000,1000000")
     parser.add_argument("--per-round", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--profile", help="devices of the clients; no simulated clock if unset")
     parser.add_argument("--one", action="store_true", help="this size in this process, as JSON")
     given = parser.parse_args()
     sizes = [int(size) for size in given.clients.split(",")]
     if given.one:
-        print(json.dumps(measure(sizes[0], given.per_round, given.rounds)))
+        print(json.dumps(measure(sizes[0], given.per_round, given.rounds, given.profile)))
         return
     print("  ".join(name.rjust(len(form.format(0))) for name, form in FIGURES.items()))
     for size in sizes:
         command = [sys.executable, "-m", "benchmarks.bench_scale", "--one", "--clients", str(size)]
         command += ["--per-round", str(given.per_round), "--rounds", str(given.rounds)]
+        command += ["--profile", given.profile] if given.profile else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         print("  ".join(form.format(found[name]) for name, form in FIGURES.items()), flush=True)

@@ -188,12 +188,3 @@ def test_fedtinys_bounded_buffer_stands_beside_the_dense_gradient(tmp_path):
     prunefl = next(v for k, v in memory.items() if k.startswith("PruneFL"))
     assert 0 < fedtiny["buffer"] <= 0.02 * prunefl["buffer"]
     assert np.isclose(fedtiny["parameters"], prunefl["parameters"])
-
-
-def test_a_reduced_run_is_the_same_with_workers(tmp_path, small_and_large):
-    settings = (*MLP, f"fleet.profile={small_and_large}", "fleet.clients=8", "fleet.fit=both")
-    run(tmp_path / "inline", *settings)
-    run(tmp_path / "ray", *settings, "engine.name=ray", "engine.workers=2")
-    assert (tmp_path / "inline" / "model.safetensors").read_bytes() == (
-        tmp_path / "ray" / "model.safetensors"
-    ).read_bytes()
