@@ -88,7 +88,7 @@ class ClockedGrid(MeteredGrid):
         simulated time while too few are there; raises GridError after 14 days of it.
         """
         config = self.task.config
-        if round_number == 0 and kept is None:
+        if round_number == 0 and kept is None and not plan.criterion:  # scoring is dense
             kept = self.enrolment.nominal(config.strategy["density"])
         self._offers, self._plan = {}, plan
         self._refused = self.enrolment.refused(plan, kept, fits)

@@ -10,7 +10,12 @@ from fedsparse import devices
 from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
 from fedsparse.runs import RunFolder
+from simulations.clock import ClockedGrid
 from simulations.enrolment import Enrolment
+from simulations.experiment import CLIENT_APP
+from simulations.grid import CohortGrid
+from strategies import foreign
+from strategies.addressing import Directory
 from strategies.seats import FULL, Seat
 from strategies.task import Task
 from tests.device_files import fleet_file, profile_file
@@ -167,6 +172,19 @@ def test_a_methods_heaviest_demand_is_looked_at_before_the_run(tmp_path, setting
     assert not (tmp_path / "run").exists()
     plain = ("strategy.name=static", f"fleet.profile={path}", "run.rounds=1")
     assert run(tmp_path / "plain", *MLP[:-1], *plain)["clients_refused"] == 0
+
+
+def test_weights_are_scored_by_clients_that_hold_the_dense_model(small_and_large):
+    settings = ("strategy.name=static", "strategy.criterion=snip", "strategy.scored_by=clients")
+    config = tiny(*MLP[:-1], *settings, f"fleet.profile={small_and_large}", "fleet.clients=8")
+    task, fleet = Task.of(config), devices.load(config.fleet, config.run.seed)
+    inner = CohortGrid(CLIENT_APP, clients=8)
+    grid = ClockedGrid(inner, Directory.of(inner, 8), task=task, fleet=fleet)
+    strategy = foreign.make(task)
+    trained = grid.cohort(0, Plan(), None, frozenset())
+    scored = grid.cohort(0, strategy.scoring_plan, None, frozenset())
+    assert len(trained) == 8
+    assert {fleet.device(client).profile for client in scored} == {"kind-1"}
 
 
 def test_where_activations_alone_are_too_much_no_density_is_promised(tmp_path):
