@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import fedsparse
-from fedsparse.errors import FedSparseError, MissingExtraError
+from fedsparse.errors import FedSparseError
 from fedsparse.runs.atomic import write_file, writing
-from simulations import units
+from simulations import pages, units
 from simulations.comparison import Plan, Row
 from simulations.comparison_charts import Group, cost_charts, curve_charts, groups_of
-from simulations.report import TEMPLATES, script_json
 from simulations.results import Results, read
 from simulations.sweep import POINTS, place_of
 
@@ -32,19 +30,6 @@ def write_page(folder: Path, plan: Plan, rows: Sequence[Row], table: Sequence[Ro
 
 def render(folder: Path, plan: Plan, rows: Sequence[Row], table: Sequence[Row]) -> str:
     """Return the page as HTML; raises MissingExtraError without the extra `report`."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise MissingExtraError("the page of a comparison", "report") from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     groups = groups_of(plan)
     runs = _runs(folder, plan, groups)
     flat = [run for own in runs for run in own]
@@ -54,7 +39,10 @@ def render(folder: Path, plan: Plan, rows: Sequence[Row], table: Sequence[Row]) 
         "How it is learnt": curve_charts(groups, runs, measure),
     }
     figures = {c.id: c.figure for found in charts.values() for c in found if c.figure}
-    return environment.get_template("comparison.html.jinja").render(
+    return pages.render(
+        "comparison.html.jinja",
+        figures,
+        what="the page of a comparison",
         title=_title(plan),
         about=_about(plan),
         measure=measure,
@@ -71,9 +59,6 @@ def render(folder: Path, plan: Plan, rows: Sequence[Row], table: Sequence[Row]) 
         points=[_point_text(point, row) for point, row in zip(plan.points, rows, strict=True)],
         folder=str(folder),
         command=plan.command,
-        version=fedsparse.__version__,
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        figures=Markup(script_json(figures)),
     )
 
 

@@ -9,16 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fedsparse
-from fedsparse.errors import MissingExtraError, RunFolderError
+from fedsparse.errors import RunFolderError
 from fedsparse.runs.atomic import write_file, writing
-from simulations import units
+from simulations import pages, units
 from simulations.charts import all_charts
 from simulations.figures import SERIES, Chart
 from simulations.headlines import Column, columns, headline, progress
 from simulations.results import Results, distinct_names, number, read
 
-TEMPLATES = Path(__file__).parent / "templates"
 _MOST_REASONS = 20
 _MOST_ROUNDS = 500
 
@@ -46,22 +44,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 def render(runs: Sequence[Results]) -> str:
     """Return the page about `runs` as HTML; raises MissingExtraError."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise MissingExtraError("the report", "report") from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     names = distinct_names(runs)
     charts, shown = all_charts(runs, names), columns(runs)
-    return environment.get_template("report.html.jinja").render(
+    return pages.render(
+        "report.html.jinja",
+        _figures(charts.values()),
+        what="the report",
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs compared",
         runs=[
             _run_text(run, name, i, shown)
@@ -72,9 +60,6 @@ def render(runs: Sequence[Results]) -> str:
         charts=charts,
         rounds=_round_table(runs[0]) if len(runs) == 1 else [],
         settings=_settings(runs),
-        version=fedsparse.__version__,
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        figures=Markup(script_json(_figures(charts.values()))),
     )
 
 
@@ -203,9 +188,3 @@ def _shown(value: Any) -> str:
 
 def _figures(sections: Iterable[Sequence[Chart]]) -> dict[str, Any]:
     return {chart.id: chart.figure for charts in sections for chart in charts if chart.figure}
-
-
-def script_json(value: Any) -> str:
-    """Return JSON that cannot end the script element which holds it."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
