@@ -64,9 +64,7 @@ def memory_by_method(enrolment: Enrolment, kept: Mapping[str, int] | None) -> di
     weights = sum(enrolment.whole.values())
     return {
         "FedAvg, dense": memory(**common),
-        f"PruneFL, FedDST at {density:.3g}": memory(
-            kept=kept, dense_gradient_entries=weights, **common
-        ),
+        f"PruneFL at {density:.3g}": memory(kept=kept, dense_gradient_entries=weights, **common),
         f"FedTiny at {density:.3g}": memory(
             kept=kept, buffer_entries=largest_buffer(task, kept), **common
         ),
