@@ -23,7 +23,14 @@ from fedsparse.training.price import Price
 from simulations.enrolment import Enrolment, compute_seconds
 from simulations.methods_memory import devices_json
 from strategies import metrics
-from strategies.addressing import Directory, MeteredGrid, cohort, payload_bytes
+from strategies.addressing import (
+    Directory,
+    MeteredGrid,
+    cohort,
+    least_replies,
+    payload_bytes,
+    round_size,
+)
 from strategies.seats import Kept, Seat
 from strategies.task import Task
 from strategies.trips import Trip
@@ -92,7 +99,7 @@ class ClockedGrid(MeteredGrid):
             kept = self.enrolment.nominal(config.strategy["density"])
         self._offers, self._plan = {}, plan
         self._refused = self.enrolment.refused(plan, kept, fits)
-        wanted = config.fleet.clients_per_round or config.fleet.clients
+        wanted = round_size(config.fleet)
         asked = min(config.fleet.clients, math.ceil(wanted * (1 + config.fleet.over_selection)))
         enough = self._enough(f"round {round_number}", self._refused)
         began = self.now
@@ -105,8 +112,7 @@ class ClockedGrid(MeteredGrid):
     def _enough(self, what: str, refused: int) -> int:
         """Return how many clients a round needs; GridError when the fleet never has so many."""
         fleet = self.task.config.fleet
-        wanted = fleet.clients_per_round or fleet.clients
-        enough = max(1, math.ceil(fleet.min_replies * wanted - 1e-9))
+        enough = least_replies(round_size(fleet), fleet.min_replies)
         if fleet.clients - refused < enough:
             raise GridError(
                 f"{what} wants {enough} clients, and the devices of {fleet.clients - refused} of "
@@ -305,7 +311,7 @@ class ClockedGrid(MeteredGrid):
     def _outcome(self, trips: list[Trip]) -> tuple[list[Trip], float]:
         """Return the trips whose replies count, and when the round ends that begins now."""
         fleet = self.task.config.fleet
-        wanted = fleet.clients_per_round or fleet.clients
+        wanted = round_size(fleet)
         arrivals = sorted((t for t in trips if t.status == "ok"), key=lambda t: t.finished)
         end = _last(trips, self.now)
         if fleet.over_selection and len(arrivals) >= wanted:

@@ -23,7 +23,7 @@ from simulations import capacity
 from simulations.enrolment import Enrolment
 from simulations.events import EventGrid
 from strategies import foreign, server_app
-from strategies.addressing import MeteredGrid
+from strategies.addressing import MeteredGrid, round_size
 from strategies.base import SparseStrategy
 from strategies.execute import check_clock, execute
 from strategies.fedavg import FedAvg
@@ -157,7 +157,7 @@ def choose_engine(task: Task) -> str:
         return config.engine.name
     if config.engine.ray_address:
         return "ray"
-    cohort = config.fleet.clients_per_round or config.fleet.clients
+    cohort = round_size(config.fleet)
     each = float(task.data.train_sizes.mean()) * config.client.local_epochs
     samples = each * cohort * config.run.rounds
     heavy = task.cost.train_flops(1) * samples > RAY_PAYS_FLOPS

@@ -5,6 +5,7 @@ node ids are only addresses. `MeteredGrid` stands between a strategy and any gri
 puts replies into the order of clients and counts the bytes of every payload.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,12 +120,22 @@ def _told(reply: Message) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def round_size(fleet: FleetConfig) -> int:
+    """Return how many clients a round wants: all, unless the configuration says fewer."""
+    return fleet.clients_per_round or fleet.clients
+
+
+def least_replies(asked: int, least: float) -> int:
+    """Return how many of those asked must reply, a fraction `least` of them and one at least."""
+    return max(1, math.ceil(least * asked - 1e-9))
+
+
 def cohort(fleet: FleetConfig, seed: int, round_number: int) -> list[int]:
     """Return the clients of a round, ascending, by the run's own stream.
 
     Two strategies with one seed see the same clients in each round.
     """
-    size = fleet.clients_per_round or fleet.clients
+    size = round_size(fleet)
     if size >= fleet.clients:
         return list(range(fleet.clients))
     rng = seeds.stream(seed, round_number, seeds.SERVER, "clients")

@@ -124,7 +124,7 @@ class AsyncLoop(RoundLoop):
             )
             if found is not None:
                 client, seat = found
-                self.queue.push_messages([strategy.send_off(client, seat, number, plan)])
+                self.queue.push_messages([strategy.send_off(client, seat, plan)])
             elif strategy.flights:
                 return
             else:

@@ -27,6 +27,7 @@ from fedsparse.config import Density, Finite
 from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State, cubic, mask_from_scores
+from strategies.addressing import round_size
 from strategies.base import Reply, spread
 from strategies.seats import FULL, Demands, Seat, submask
 from strategies.static_mask import StaticMask, StaticMaskSettings
@@ -52,13 +53,11 @@ class AsyncSettings(StaticMaskSettings):
 
 @dataclass(frozen=True)
 class Flight:
-    """A client under way: the version, the round and the mask that it started with."""
+    """A client under way: the version, the seat and the mask that it started with."""
 
     version: int
-    round: int
     seat: Seat
     mask: Mask | None
-    start: int
 
 
 @dataclass(frozen=True)
@@ -145,13 +144,12 @@ class AsyncStrategy(StaticMask):
     @property
     def concurrency(self) -> int:
         """Clients under way at once."""
-        fleet = self.task.config.fleet
-        return int(self.settings.concurrency or fleet.clients_per_round or fleet.clients)
+        return int(self.settings.concurrency or round_size(self.task.config.fleet))
 
-    def send_off(self, client: int, seat: Seat, round_number: int, plan: Plan) -> Message:
+    def send_off(self, client: int, seat: Seat, plan: Plan) -> Message:
         """Return the message with which a client starts under the present model."""
         mask = submask(self.state, self.mask, self.task.shapes, seat.share)
-        self.flights[client] = Flight(self.version, round_number, seat, mask, self.starts)
+        self.flights[client] = Flight(self.version, seat, mask)
         self.starts += 1
         if self.keeps_starts:
             self.states.setdefault(self.version, self.state)
@@ -206,7 +204,7 @@ class AsyncStrategy(StaticMask):
         version = self.version
         for reply in replies:
             seat = self.seats.get(reply.client, FULL)
-            flight = Flight(version, round_number, seat, reply.mask, 0)
+            flight = Flight(version, seat, reply.mask)
             self.absorb(reply, flight, self.version - version)
         self.prune(round_number)
 
@@ -217,11 +215,9 @@ class AsyncStrategy(StaticMask):
         flights = {
             str(client): {
                 "version": flight.version,
-                "round": flight.round,
                 "batch_size": flight.seat.batch_size,
                 "share": flight.seat.share,
                 "mask": None if flight.mask is None else dict(flight.mask.packed),
-                "start": flight.start,
             }
             for client, flight in self.flights.items()
         }
@@ -242,10 +238,8 @@ class AsyncStrategy(StaticMask):
         self.flights = {
             int(client): Flight(
                 one["version"],
-                one["round"],
                 Seat(one["batch_size"], one["share"]),
                 None if one["mask"] is None else Mask.from_packed(shapes, one["mask"]),
-                one["start"],
             )
             for client, one in saved["flights"].items()
         }

@@ -6,7 +6,6 @@ mask (`aggregate`). It is a Flower `Strategy`, and runs in Flower's loop as in o
 checkpoints and figures.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -23,7 +22,7 @@ from fedsparse.errors import ConfigError, FedSparseError, TooFewRepliesError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State
 from strategies import metrics
-from strategies.addressing import Directory, MeteredGrid, cohort
+from strategies.addressing import Directory, MeteredGrid, cohort, least_replies, round_size
 from strategies.held import HeldMasks
 from strategies.seats import FULL, Demands, Seat, erk_counts, masked_mean, submask
 from strategies.task import Task
@@ -170,7 +169,7 @@ class SparseStrategy(Strategy):
         left; the model and the mask are then as before.
         """
         good = self.read_replies(replies)
-        asked = self.task.config.fleet.clients_per_round or self.task.config.fleet.clients
+        asked = round_size(self.task.config.fleet)
         asked = min(asked, len(self.seats) or asked)
         require_replies(len(good), asked, self.task.config.fleet.min_replies, self.failures)
         self.note_held([reply.client for reply in good])
@@ -383,7 +382,7 @@ def spread(kept: State, mask: Mask | None) -> State:
 
 def require_replies(got: int, asked: int, least: float, failures: dict[int, str]) -> None:
     """Raise TooFewRepliesError when a round has too few replies to go on."""
-    needed = max(1, math.ceil(least * asked - 1e-9))
+    needed = least_replies(asked, least)
     if got >= needed:
         return
     example = next((f"; client {c}: {reason}" for c, reason in sorted(failures.items())), "")

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fedsparse.config import Finite
 from fedsparse.messages import Plan
+from strategies.addressing import round_size
 from strategies.asynchronous import AsyncSettings, AsyncStrategy, Flight, mapped
 from strategies.base import Reply
 
@@ -37,8 +38,7 @@ class FedAsync(AsyncStrategy):
     @property
     def updates_per_round(self) -> int:
         """Return how many updates make a row of figures; each is applied at once."""
-        fleet = self.task.config.fleet
-        return int(self.settings.updates or fleet.clients_per_round or fleet.clients)
+        return int(self.settings.updates or round_size(self.task.config.fleet))
 
     def plan(self, round_number: int) -> Plan:
         """Ask for training with the proximal term, if set (Algorithm 1, worker)."""

@@ -7,7 +7,6 @@ that a checkpoint can hold are in it, and others are named by `lost`.
 import functools
 import inspect
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from fedsparse.config import Config, StrategySettings, settings_of
 from fedsparse.errors import ConfigError, FedSparseError, GridError, ModelError, RunFolderError
 from fedsparse.runs import tree
 from fedsparse.sparsity import State
+from strategies.addressing import least_replies, round_size
 from strategies.base import SparseStrategy, one_line
 from strategies.task import Task
 
@@ -134,8 +134,8 @@ def _defaults(cls: type, task: Task) -> dict[str, Any]:
     """Return the cohort's size in the words of Flower's FedAvg family."""
     fleet = task.config.fleet
     given = task.config.strategy
-    size = fleet.clients_per_round or fleet.clients
-    least = max(1, math.ceil(fleet.min_replies * size - 1e-9))
+    size = round_size(fleet)
+    least = least_replies(size, fleet.min_replies)
     wanted = {
         "fraction_train": size / fleet.clients,
         "fraction_evaluate": min(1.0, fleet.evaluate_clients / fleet.clients),

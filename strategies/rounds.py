@@ -64,7 +64,7 @@ class RoundLoop:
     @property
     def kept(self) -> dict[str, int] | None:
         """Kept weights by layer; None for a dense model."""
-        return None if self.mask is None else self.mask.layer_kept()
+        return self.strategy.kept() if isinstance(self.strategy, SparseStrategy) else None
 
     @property
     def fits(self) -> frozenset[str]:

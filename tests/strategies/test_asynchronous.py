@@ -73,9 +73,9 @@ def test_fedasync_mixes_each_update_in():
     """0.4 * 1 + 0.6 * 2 = 1.6, then staleness 3: 0.7 * 1.6 + 0.3 * 4.6 = 2.5."""
     strategy = strategy_of("fedasync", DENSE)
     fill(strategy, 1.0)
-    strategy.absorb(update(strategy, 2.0), Flight(0, 1, FULL, None, 0), 0)
+    strategy.absorb(update(strategy, 2.0), Flight(0, FULL, None), 0)
     assert np.allclose(strategy.state["fc1.weight"], 1.6)
-    strategy.absorb(update(strategy, 4.6), Flight(0, 1, FULL, None, 0), 3)
+    strategy.absorb(update(strategy, 4.6), Flight(0, FULL, None), 3)
     assert np.allclose(strategy.state["fc1.weight"], 2.5)
     assert strategy.version == 2
 
@@ -88,10 +88,10 @@ def test_fedbuff_takes_a_step_when_its_buffer_is_full():
     strategy = strategy_of("fedbuff", DENSE, "strategy.buffer_size=2", "strategy.server_lr=0.5")
     fill(strategy, 1.0)
     strategy.states = {0: strategy.state}
-    strategy.absorb(update(strategy, 2.0), Flight(0, 1, FULL, None, 0), 0)
+    strategy.absorb(update(strategy, 2.0), Flight(0, FULL, None), 0)
     assert strategy.version == 0
     assert np.all(strategy.state["fc1.weight"] == 1)
-    strategy.absorb(update(strategy, 5.0), Flight(0, 1, FULL, None, 0), 3)
+    strategy.absorb(update(strategy, 5.0), Flight(0, FULL, None), 3)
     assert strategy.version == 1
     assert np.allclose(strategy.state["fc1.weight"], 1.75)
 
@@ -102,7 +102,7 @@ def test_an_update_counts_from_the_model_that_its_client_started_with():
     fill(strategy, 1.0)
     strategy.states = {0: strategy.state}
     fill(strategy, 3.0)
-    strategy.absorb(update(strategy, 2.0), Flight(0, 1, FULL, None, 0), 0)
+    strategy.absorb(update(strategy, 2.0), Flight(0, FULL, None), 0)
     assert np.allclose(strategy.state["fc1.weight"], 4.0)
 
 
@@ -111,7 +111,7 @@ def test_fedbuff_weighs_by_samples_where_asked_to():
     strategy = strategy_of("fedbuff", DENSE, "strategy.buffer_size=2", "strategy.weights=samples")
     fill(strategy, 1.0)
     strategy.states = {0: strategy.state}
-    flight = Flight(0, 1, FULL, None, 0)
+    flight = Flight(0, FULL, None)
     strategy.absorb(update(strategy, 2.0, examples=30), flight, 0)
     strategy.absorb(update(strategy, 6.0, examples=10), flight, 0)
     assert np.allclose(strategy.state["fc1.weight"], 3.0)
@@ -175,16 +175,14 @@ def test_an_update_too_old_or_under_too_unlike_a_mask_is_dropped():
     strategy = strategy_of("fedbuff", "strategy.max_staleness=2", "strategy.min_overlap=0.5")
     kept = strategy.mask
     other = Mask.full(strategy.task.shapes) - kept
-    assert strategy.judge(Flight(0, 1, FULL, kept, 0), 2) is None
-    assert "3 updates old, strategy.max_staleness = 2" in strategy.judge(
-        Flight(0, 1, FULL, kept, 0), 3
-    )
-    assert "covers 0.00 of the present one" in strategy.judge(Flight(0, 1, FULL, other, 0), 0)
+    assert strategy.judge(Flight(0, FULL, kept), 2) is None
+    assert "3 updates old, strategy.max_staleness = 2" in strategy.judge(Flight(0, FULL, kept), 3)
+    assert "covers 0.00 of the present one" in strategy.judge(Flight(0, FULL, other), 0)
     half = Seat(share=0.5)
     part = kept & Mask.from_arrays(
         {n: np.arange(b.size).reshape(b.shape) % 2 == 0 for n, b in kept.items()}
     )
-    assert strategy.judge(Flight(0, 1, half, part, 0), 0) is None
+    assert strategy.judge(Flight(0, half, part), 0) is None
 
 
 def test_a_mask_that_gets_sparser_on_the_way_maps_what_arrives(tmp_path):
