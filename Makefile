@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.fedsparse-ready
 
-.PHONY: setup demo test check format docs bench clean
+.PHONY: setup kernels demo test check format docs bench clean
 
 demo: setup
 	$(BIN)/fedsparse run --preset demo
@@ -19,9 +19,13 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
-setup: $(STAMP)
+setup: $(STAMP) kernels
 
-$(STAMP): pyproject.toml constraints.txt
+# Compiles the native kernels where their sources or the compiler changed.
+kernels: $(STAMP)
+	@$(BIN)/python fedsparse/kernels/build.py
+
+$(STAMP): pyproject.toml constraints.txt hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fedsparse needs Python 3.11 or newer: make PYTHON=python3.11 setup" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

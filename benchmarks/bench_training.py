@@ -1,10 +1,12 @@
 """Local training: one epoch of one client, ours beside what a PyTorch user would write.
 
     make bench    or    .venv/bin/python -m pytest benchmarks/bench_training.py \
-        -o python_files='bench_*.py' --benchmark-only
+        -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-only
 
-600 samples of 28 x 28, batches of 32, density 0.05, one thread. `masked forward` multiplies
-the weights by the mask in every forward pass, as most public code for sparse training does.
+600 samples of 28 x 28, batches of 32, density 0.05, one thread, all on the torch backend.
+`masked forward` multiplies the weights by the mask in every forward pass, as most public code
+for sparse training does; `masked linear` masks the gradients of every layer, also of the wide
+ones that fedsparse trains by their kept weights.
 """
 
 import numpy as np
@@ -23,6 +25,8 @@ from fedsparse.training import growth, local
 SHAPE, CLASSES, SAMPLES, BATCH, DENSITY = (1, 28, 28), 10, 600, 32, 0.05
 MODELS = ("paper-cnn", "leaf-cnn")
 SETTINGS = ClientConfig(lr=0.05, batch_size=BATCH, momentum=0.9)
+MASKED = SETTINGS.model_copy(update={"sparse_linear_below": 0.0})
+BF16 = SETTINGS.model_copy(update={"precision": "bf16"})
 
 
 def build(name: str) -> nn.Module:
@@ -49,11 +53,13 @@ def measure(benchmark: BenchmarkFixture, name: str, work: object) -> None:
     benchmark.extra_info["samples a second"] = round(SAMPLES / benchmark.stats.stats.median)
 
 
-def ours(name: str, sparse: bool) -> object:
+def ours(name: str, sparse: bool, settings: ClientConfig = SETTINGS) -> object:
     model = build(name).to(memory_format=torch.channels_last)
     mask = random_mask(model) if sparse else None
+    if mask is not None:
+        mask.apply_({weight: model.get_parameter(weight).data for weight in mask.names})
     data = samples()
-    return lambda: local.train(model, data, SETTINGS, rng=np.random.default_rng(2), mask=mask)
+    return lambda: local.train(model, data, settings, rng=np.random.default_rng(2), mask=mask)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -64,6 +70,16 @@ def bench_fedsparse_sparse(benchmark: BenchmarkFixture, name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def bench_fedsparse_dense(benchmark: BenchmarkFixture, name: str) -> None:
     measure(benchmark, name, ours(name, sparse=False))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def bench_fedsparse_masked_linear(benchmark: BenchmarkFixture, name: str) -> None:
+    measure(benchmark, name, ours(name, sparse=True, settings=MASKED))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def bench_fedsparse_dense_bf16(benchmark: BenchmarkFixture, name: str) -> None:
+    measure(benchmark, name, ours(name, sparse=False, settings=BF16))
 
 
 def data_loader_loop(model: nn.Module) -> object:

@@ -9,10 +9,12 @@ from flwr.clientapp import ClientApp
 
 from clients import memory, selection
 from clients.job import Job, Received, client_id, growth_arrays, read_job, receive, reply_arrays
-from fedsparse import messages, models, seeds
+from fedsparse import messages, seeds
 from fedsparse.data import Dataset
 from fedsparse.errors import DataError
-from fedsparse.training import growth, local, price
+from fedsparse.sparsity import Mask
+from fedsparse.training import local, price
+from fedsparse.training.backend import LocalModel
 
 app = ClientApp()
 
@@ -30,29 +32,26 @@ def train(message: Message, context: Context) -> Message:
     job = read_job(message, context)
     received = receive(job, message, memory.recall_mask(context, job))
     memory.remember_mask(context, received.mask)
-    models.load_state(job.model, received.state)
+    model = job.backend.load(received.state, received.mask)
     kept = job.config.client.keep_optimizer
-    trained = local.train(
-        job.model,
+    trained = model.train(
         job.data.train,
         job.settings,
         rng=seeds.stream(job.seed, job.plan.stream, job.client, "batches"),
-        mask=received.mask,
         lr=job.lr,
         proximal_mu=job.plan.proximal_mu,
         optimizer_state=memory.recall_optimizer(context, job, received.mask) if kept else None,
     )
     if kept:
-        slots = local.optimizer_slots(trained.optimizer, job.model)
-        memory.remember_optimizer(context, slots, received.mask)
+        memory.remember_optimizer(context, trained.slots(), received.mask)
     content = RecordDict(
         {
-            messages.ARRAYS: reply_arrays(models.get_state(job.model), received, job.plan.values),
+            messages.ARRAYS: reply_arrays(model.kept(), job, received),
             messages.METRICS: train_metrics(job, received, trained),
         }
     )
     if job.plan.grow and received.mask is not None:
-        content[messages.GROWTH] = largest_pruned_gradients(job, received)
+        content[messages.GROWTH] = largest_pruned_gradients(job, received.mask, model)
     return Message(content, reply_to=message)
 
 
@@ -72,13 +71,11 @@ def train_metrics(job: Job, received: Received, trained: local.Trained) -> Metri
     )
 
 
-def largest_pruned_gradients(job: Job, received: Received) -> ArrayRecord:
+def largest_pruned_gradients(job: Job, mask: Mask, model: LocalModel) -> ArrayRecord:
     """Return FedTiny's top-a gradients of the scheduled layers, after local training."""
-    assert received.mask is not None
     wanted = price.growth_samples(job.settings, job.plan, len(job.data.train.y))
     batch = draw(job, wanted, "growth")
-    found = growth.top_gradients(job.model, received.mask, batch, job.plan.grow)
-    return growth_arrays(found, received.mask)
+    return growth_arrays(model.top_gradients(batch, job.plan.grow), mask)
 
 
 def draw(job: Job, samples: int, purpose: str) -> Dataset:
@@ -96,8 +93,7 @@ def evaluate(message: Message, context: Context) -> Message:
     received = receive(job, message, memory.recall_mask(context, job))
     if not len(job.data.test.y):
         raise DataError("this client has no test samples; raise data.client_test_fraction")
-    models.load_state(job.model, received.state)
-    result = local.evaluate(job.model, job.data.test)
+    result = job.backend.load(received.state, received.mask).evaluate(job.data.test)
     metrics = MetricRecord(
         {
             messages.EXAMPLES_KEY: result.samples,

@@ -8,7 +8,6 @@ nothing of one client is left for the next.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from fedsparse.config import ClientConfig, Config
 from fedsparse.data import ClientData
 from fedsparse.errors import ConfigError, ModelError
 from fedsparse.sparsity import Mask, ModelCost, State
+from fedsparse.training.backend import Backend
 from fedsparse.training.price import settings_for
 
 
@@ -38,6 +38,7 @@ class Job:
     shapes: Mapping[str, tuple[int, ...]]
     cost: ModelCost
     data: ClientData
+    backend: Backend
 
     @property
     def seed(self) -> int:
@@ -79,6 +80,7 @@ def read_job(message: Message, context: Context) -> Job:
     federated = data.load(config.data, clients=config.fleet.clients, seed=config.run.seed)
     built = _model(config.model.name, config.model.width, federated.input_shape, federated.classes)
     built.reset_counters()
+    backend = _backend(built, federated.input_shape, config.client)
     return Job(
         config=config,
         plan=plan,
@@ -88,6 +90,7 @@ def read_job(message: Message, context: Context) -> Job:
         shapes=built.shapes,
         cost=built.cost,
         data=federated.client(client),
+        backend=backend,
     )
 
 
@@ -102,7 +105,7 @@ def client_id(context: Context) -> int:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Built:
     """A model that a worker builds once, and what stays true of it."""
 
@@ -129,6 +132,11 @@ def _model(name: str, width: float, input_shape: tuple[int, ...], classes: int) 
     counters = {n: t.clone() for n, t in state.items() if not t.is_floating_point()}
     shapes = models.shapes(model, models.prunable(model))
     return _Built(model, schema, shapes, cost, counters)
+
+
+@lru_cache(maxsize=4)
+def _backend(built: _Built, input_shape: tuple[int, ...], settings: ClientConfig) -> Backend:
+    return Backend(built.model, input_shape, settings)
 
 
 def receive(job: Job, message: Message, held: Mask | None) -> Received:
@@ -159,15 +167,15 @@ def _decode(payload: bytes, schema: wire.Schema, held: Mask | None) -> wire.Deco
     return wire.decode(payload, schema, masks=() if held is None else (held,))
 
 
-def reply_arrays(state: State, received: Received, values: str) -> ArrayRecord:
+def reply_arrays(kept: State, job: Job, received: Received) -> ArrayRecord:
     """Encode a trained model the way the received one came.
 
     A sparse model goes back as values alone: the server holds the mask it sent.
     """
     if not received.sparse:
-        return ArrayRecord({name: Array(np.asarray(value)) for name, value in state.items()})
-    mode: Literal["full", "shared"] = "full" if received.mask is None else "shared"
-    return wire.pack(wire.encode(state, mask=received.mask, mode=mode, values=values))
+        return ArrayRecord({name: Array(np.asarray(value)) for name, value in kept.items()})
+    payload = wire.encode_kept(kept, job.schema, received.mask, values=job.plan.values)
+    return wire.pack(payload)
 
 
 def growth_arrays(found: Mapping[str, tuple[np.ndarray, np.ndarray]], mask: Mask) -> ArrayRecord:

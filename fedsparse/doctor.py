@@ -7,6 +7,7 @@ installation, too.
 import json
 import os
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
@@ -39,6 +40,8 @@ OPTIONAL = {
     "deploy": {"cryptography": "deployments with TLS"},
     "tune": {"optuna": "fedsparse tune"},
 }
+NATIVE = "native training, runs use torch"
+COMPILE = "install a C++ compiler and pip install --force-reinstall fedsparse"
 
 
 @click.command(
@@ -63,6 +66,7 @@ def doctor(as_json: bool) -> None:
         click.echo(f"  unfit    {name} {lost['version']}: fedsparse needs {lost['needs']}")
     for name, lost in found["missing"].items():
         click.echo(f"  missing  {name}: disables {lost['disables']}; {lost['remedy']}")
+    click.echo(_kernels_line(found["kernels"]))
     for name, state in found["datasets"].items():
         click.echo(f"  data     {name}: {state}")
 
@@ -89,6 +93,7 @@ def examine() -> dict[str, Any]:
         "installed": installed,
         "unfit": unfit,
         "missing": missing,
+        "kernels": _kernels(),
         "datasets": _datasets(),
         "machine": _machine(),
     }
@@ -116,6 +121,31 @@ def _fits(number: str, specifier: str) -> bool:
     from packaging.specifiers import SpecifierSet
 
     return SpecifierSet(specifier).contains(number, prereleases=True)
+
+
+def _kernels() -> dict[str, Any]:
+    """Say which native kernels run here and who compiled them, or why none do."""
+    try:
+        from fedsparse.kernels import library, rule
+    except ImportError as error:
+        return {"because": str(error), "disables": NATIVE, "remedy": "pip install fedsparse"}
+    try:
+        return {**library.describe(), **asdict(rule.measured())}
+    except library.Unavailable as error:
+        off = os.environ.get(library.SWITCH)
+        remedy = f"unset {library.SWITCH}" if off else COMPILE
+        return {"because": str(error), "disables": NATIVE, "remedy": remedy}
+
+
+def _kernels_line(found: dict[str, Any]) -> str:
+    if "because" in found:
+        lost, remedy = found["disables"], found["remedy"]
+        return f"  missing  kernels ({found['because']}): disables {lost}; {remedy}"
+    linear, conv = found["linear_below"], found["conv_below"]
+    return (
+        f"  ok       kernels for {found['instruction_set']}, compiled by {found['compiler']}; "
+        f"sparse below a density of {linear:g} (linear), {conv:g} (convolution)"
+    )
 
 
 def _datasets() -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedsparse import config as configuration
 from fedsparse.errors import ConfigError
@@ -93,6 +93,22 @@ def read_config(record: ConfigRecord) -> tuple[configuration.Config, Plan]:
     if isinstance(planned, str):
         plan = _read_plan(planned)
     return _parse(text), plan
+
+
+def arrays_of(message: Message) -> ArrayRecord:
+    """Return the arrays of a message; raises KeyError when it has none."""
+    record = message.content.get(ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        raise KeyError(ARRAYS)
+    return record
+
+
+def metrics_of(message: Message) -> MetricRecord:
+    """Return the figures of a message; raises KeyError when it has none."""
+    record = message.content.get(METRICS)
+    if not isinstance(record, MetricRecord):
+        raise KeyError(METRICS)
+    return record
 
 
 @lru_cache(maxsize=8)

@@ -8,10 +8,10 @@ the server itself takes is not counted.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedsparse import messages as words
@@ -20,6 +20,7 @@ from fedsparse.devices import Device, Fleet
 from fedsparse.errors import GridError, RunFolderError
 from fedsparse.messages import Plan
 from fedsparse.training.price import Price
+from simulations.departures import FATES, Departure, fated, stream_of
 from simulations.enrolment import Enrolment, compute_seconds
 from simulations.methods_memory import devices_json
 from strategies import metrics
@@ -31,6 +32,7 @@ from strategies.addressing import (
     payload_bytes,
     round_size,
 )
+from strategies.replies import Reader
 from strategies.seats import Kept, Seat
 from strategies.task import Task
 from strategies.trips import Trip
@@ -43,30 +45,6 @@ PATIENCE_SECONDS = 14 * 86400.0
 
 TRIES = 100
 """Clients looked at for each one wanted, at most, in a large fleet."""
-
-FATES = ("before", "during", "after")
-
-
-@dataclass(frozen=True)
-class Departure:
-    """A client that was asked: its message, its device, and its trip as far as foreseen."""
-
-    message: Message
-    device: Device
-    trip: Trip
-    density: float
-    fate: str | None
-    part: float
-    """Of its computing that a client lost during training has done."""
-    limit: float
-    """Seconds from its start after which its reply is late."""
-    price: Price
-
-    @property
-    def earliest(self) -> float:
-        """The first simulated second at which something can be heard of it."""
-        end = _fated(self).finished if self.fate in ("before", "during") else self.trip.finished
-        return min(end, self.trip.started + self.limit)
 
 
 class ClockedGrid(MeteredGrid):
@@ -191,19 +169,29 @@ class ClockedGrid(MeteredGrid):
     # -- a round ----------------------------------------------------------------------
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        reader: Reader | None = None,
     ) -> list[Message]:
         """Send messages and return the replies that arrive before the round ends.
 
         A training round ends when as many replies as wanted are in, with the deadline, or
         when nobody is left to wait for. Tests by clients are no part of a round and take no
-        simulated time.
+        simulated time. Replies are added up on the way where it is known beforehand whose
+        count: with a deadline or over-selection that is seen when all are there.
         """
         sent = list(messages)
         if not sent or sent[0].metadata.message_type == words.EVALUATE:
             return super().send_and_receive(sent, timeout=timeout)
         left = [self.depart(message) for message in sent]
-        trips, replies = self.travel(left, timeout)
+        fleet = self.task.config.fleet
+        if reader is not None:
+            lost = frozenset(departure.trip.client for departure in left if departure.fate)
+            unsure = fleet.deadline is not None or fleet.over_selection > 0
+            reader = None if unsure else replace(reader, apart=lost)
+        trips, replies = self.travel(left, timeout, reader)
         training = sent[0].metadata.message_type == words.TRAIN
         accepted, end = self._outcome(trips) if training else (trips, _last(trips, self.now))
         heard = {trip.client for trip in accepted}
@@ -253,7 +241,7 @@ class ClockedGrid(MeteredGrid):
         return (FATES[int(place * len(FATES))], float(part)) if lost < device.dropout else (None, 1)
 
     def travel(
-        self, left: list[Departure], timeout: float | None
+        self, left: list[Departure], timeout: float | None, reader: Reader | None = None
     ) -> tuple[list[Trip], dict[int, Message]]:
         """Let clients really work and return their whole trips, and the replies by client.
 
@@ -265,14 +253,15 @@ class ClockedGrid(MeteredGrid):
         for departure in left:
             trip = departure.trip
             if departure.fate in ("before", "during"):
-                foreseen.append(_fated(departure))
+                foreseen.append(fated(departure))
             elif trip.finished > trip.started + departure.limit:
                 foreseen.append(trip)
             else:
                 working.append(departure)
         for trip in foreseen:
             self._count_down(trip.client, trip.bytes_down)
-        came = super().send_and_receive([d.message for d in working], timeout=timeout)
+        asked = [departure.message for departure in working]
+        came = super().send_and_receive(asked, timeout=timeout, reader=reader)
         by_node: dict[int, Message] = {}
         for reply in came:
             by_node.setdefault(reply.metadata.src_node_id, reply)
@@ -383,25 +372,3 @@ class ClockedGrid(MeteredGrid):
 
 def _last(trips: Iterable[Trip], now: float) -> float:
     return max((trip.finished for trip in trips), default=now)
-
-
-def stream_of(message: Message) -> int:
-    """Return the number that a client's draws of this message derive from."""
-    record = message.content.config_records.get(words.CONFIG, ConfigRecord())
-    if words.PLAN_KEY in record:
-        return words.read_config(record)[1].stream
-    number = record.get(words.ROUND_KEY, 0)
-    return number if isinstance(number, int) else 0
-
-
-def _fated(departure: Departure) -> Trip:
-    """Return the trip of a client that is lost before or during training."""
-    trip = departure.trip
-    if departure.fate == "before":
-        return replace(trip, status="dropped", reason="lost before training")
-    return replace(
-        trip,
-        compute_seconds=trip.compute_seconds * departure.part,
-        status="dropped",
-        reason="lost during training",
-    )

@@ -16,7 +16,8 @@ from fedsparse import messages as words
 from fedsparse import seeds
 from fedsparse.messages import Plan
 from simulations import flower_internals as internals
-from simulations.clock import ClockedGrid, Departure
+from simulations.clock import ClockedGrid
+from simulations.departures import Departure
 from strategies.seats import Kept, Seat
 from strategies.trips import Trip
 

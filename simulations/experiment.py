@@ -49,7 +49,7 @@ def run_experiment(
     task = Task.of(config)
     strategy = foreign.make(task)
     fleet = fleet_of(task, strategy)
-    folder = RunFolder.create(out, config, command=command)
+    folder = RunFolder.create(out, task.config, command=command)
     with folder.lock():
         return _drive(task, strategy, fleet, folder, progress or Silent())
 
@@ -99,7 +99,7 @@ def _drive(
     """Carry the run on the engine that the configuration names."""
     engine = choose_engine(task)
     carried = "" if engine == "inline" else f", {workers_of(task.config)} worker(s)"
-    progress.note(f"engine: {engine}{carried}")
+    progress.note(f"engine: {engine}{carried}; training: {task.trains}")
 
     metered = MeteredGrid if fleet is None else partial(EventGrid, task=task, fleet=fleet)
 
@@ -143,6 +143,10 @@ def _dense_demands(task: Task, density: float) -> Demands:
 def check_engine(config: Config) -> None:
     """Refuse what an engine cannot do; raises ConfigError, or GridError for a lost cluster."""
     capacity.check(config.engine)
+    if config.engine.device != "cpu" and not config.engine.ray_address:
+        from fedsparse.training import cohort
+
+        cohort.device_of(config.engine)
     if config.engine.name == "flower" and config.client.keep_optimizer:
         raise ConfigError(
             "client.keep_optimizer = true: Flower's engine gives no access to its clients' state, "

@@ -6,7 +6,8 @@ context. When a new flwr comes, this module and its test are what must be looked
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from flwr.app import (
     Array,
@@ -45,6 +46,45 @@ def number(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+class Address(NamedTuple):
+    """What of its metadata is a message's own, where many are sent alike."""
+
+    message_id: str
+    node: int
+    created_at: float
+
+
+_own_metadata = itemgetter("_message_id", "_dst_node_id", "_created_at")
+_common_metadata = itemgetter(
+    "_run_id",
+    "_src_node_id",
+    "_src_task_id",
+    "_dst_task_id",
+    "_reply_to_message_id",
+    "_group_id",
+    "_ttl",
+    "_message_type",
+)
+
+
+def address(metadata: Metadata) -> Address:
+    """Return what is a message's own."""
+    return Address(*_own_metadata(metadata.__dict__))
+
+
+def alike(metadata: Metadata) -> tuple[Any, ...]:
+    """Return what else is in a message's metadata."""
+    return tuple(_common_metadata(metadata.__dict__))
+
+
+def addressed(metadata: Metadata, to: Address) -> Metadata:
+    """Return another message's metadata with an address of its own."""
+    new = object.__new__(Metadata)
+    own = {"_message_id": to.message_id, "_dst_node_id": to.node, "_created_at": to.created_at}
+    new.__dict__.update(metadata.__dict__, **own)
+    return new
+
+
 def message_of(metadata: Metadata, records: Mapping[str, Any]) -> Message:
     """Rebuild a message from its parts, with records that are the receiver's own.
 
@@ -52,7 +92,22 @@ def message_of(metadata: Metadata, records: Mapping[str, Any]) -> Message:
     received must not reach its neighbours. The arrays' bytes are shared, not copied.
     """
     own = {name: _own(record) for name, record in records.items()}
-    return make_message(metadata=metadata, content=RecordDict(own))
+    return make_message(metadata=metadata, content=_record_dict(own))
+
+
+def put(message: Message, name: str, record: Any) -> None:
+    """Replace a record of a message; others that have the same content keep theirs."""
+    message.content = _record_dict({**message.content, name: record})
+
+
+_EMPTY = RecordDict()
+
+
+def _record_dict(records: dict[str, Any]) -> RecordDict:
+    """Return a RecordDict of records that were in one; checking them again takes most of it."""
+    made = _EMPTY.copy()
+    made.__dict__["_data"] = records
+    return made
 
 
 def _own(record: Any) -> Any:
@@ -113,6 +168,8 @@ def plain_state(state: RecordDict) -> dict[str, Any]:
     {"arrays": {record: {key: {dtype, shape, stype, data}}}, "metrics": .., "configs": ..},
     without the kinds that are empty; {} when there is no state.
     """
+    if not state:
+        return {}
     arrays = {
         name: {
             key: {"dtype": a.dtype, "shape": list(a.shape), "stype": a.stype, "data": bytes(a.data)}

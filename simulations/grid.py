@@ -9,81 +9,23 @@ million of them can be registered.
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedsparse.errors import GridError
 from simulations import flower_internals as internals
+from simulations.adding import Adder
 from simulations.states import ClientStates
+from simulations.tasks import Executor, Task, TaskResult, perform
 from strategies.addressing import Consecutive
+from strategies.replies import Reader
 
 FIRST_NODE = 1000
 """Node id of client 0; node ids are addresses and mean nothing else."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One message to one client, with what the client needs to answer it."""
-
-    client: int
-    clients: int
-    message: Message
-    state: dict[str, Any] | None
-    run_config: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """A client's reply and its state afterwards; an error reply leaves the state as it was."""
-
-    client: int
-    reply: Message
-    state: dict[str, Any]
-
-
-class Executor(Protocol):
-    """What carries tasks to clients: this process, or workers."""
-
-    def run(self, tasks: Sequence[Task], timeout: float | None) -> Iterator[TaskResult]:
-        """Yield results as they come, until all are there or `timeout` seconds are over."""
-        ...
-
-    def close(self) -> None:
-        """Stop what was started."""
-        ...
-
-
-def perform(app: ClientApp, task: Task) -> TaskResult:
-    """Let a client answer one message; an exception becomes an error reply."""
-    sent = task.message
-    message = internals.message_of(sent.metadata, sent.content)
-    context: Context = internals.new_context(
-        message.metadata.run_id,
-        message.metadata.dst_node_id,
-        task.client,
-        task.clients,
-        task.run_config,
-        task.state,
-    )
-    try:
-        reply = app(message, context)
-        if not isinstance(reply, Message):
-            raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
-        return TaskResult(task.client, reply, internals.plain_state(context.state))
-    except (Exception, SystemExit) as error:
-        return failure(task, internals.RAISED, f"{type(error).__name__}: {error}")
-
-
-def failure(task: Task, code: int, reason: str) -> TaskResult:
-    """Return the result that stands for a client without a reply; its state stays as it was."""
-    return TaskResult(
-        task.client, internals.error_reply(task.message, code, reason), task.state or {}
-    )
 
 
 class InlineExecutor:
@@ -99,13 +41,21 @@ class InlineExecutor:
     def __init__(self, client_app: ClientApp | str) -> None:
         self.app = internals.load_app(client_app) if isinstance(client_app, str) else client_app
 
-    def run(self, tasks: Sequence[Task], timeout: float | None) -> Iterator[TaskResult]:
+    def run(
+        self, tasks: Sequence[Task], timeout: float | None, reader: Reader | None = None
+    ) -> Iterator[TaskResult]:
         """Yield each client's result in order."""
         end = None if timeout is None else time.monotonic() + timeout
+        adder = None if reader is None else Adder(reader, at_once=True)
         for task in tasks:
             if end is not None and time.monotonic() > end:
                 return
-            yield perform(self.app, task)
+            result = perform(self.app, task)
+            if adder is None:
+                yield result
+            else:
+                adder.take(result)
+                yield from adder.results()
 
     def close(self) -> None:
         """Nothing was started."""
@@ -150,6 +100,11 @@ class CohortGrid(Grid):
         """Node id to partition id of every client."""
         return Consecutive(range(self.clients), self.get_node_ids())
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether replies can be added up on the way; a subclass that sees to them gets all."""
+        return type(self).send_and_receive is CohortGrid.send_and_receive
+
     def node_of(self, client: int) -> int:
         """Return a client's address; raises GridError for a client that is not there."""
         if not 0 <= client < self.clients:
@@ -169,10 +124,17 @@ class CohortGrid(Grid):
         return range(FIRST_NODE, FIRST_NODE + self.clients)
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send messages and return the replies that came in time, in the order of clients."""
-        return self._exchange(list(messages), timeout)
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        reader: Reader | None = None,
+    ) -> list[Message]:
+        """Send messages and return the replies that came in time, in the order of clients.
+
+        With a reader, models may be added up on the way: a reply then holds an `AddedUp`.
+        """
+        return self._exchange(list(messages), timeout, reader)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run messages at once; their replies wait for `pull_messages`."""
@@ -205,16 +167,19 @@ class CohortGrid(Grid):
         """What `set_run` was given."""
         return self._run
 
-    def _exchange(self, sent: list[Message], timeout: float | None) -> list[Message]:
+    def _exchange(
+        self, sent: list[Message], timeout: float | None, reader: Reader | None = None
+    ) -> list[Message]:
         internals.become_server(self.run_id)
         end = None if timeout is None else time.monotonic() + timeout
-        for message in sent:
-            internals.number(message, uuid.uuid4().hex)
+        name = uuid.uuid4().hex
+        for number, message in enumerate(sent):
+            internals.number(message, f"{name}-{number}")
         done: list[TaskResult] = []
         for wave in self._waves(sent):
             tasks = [self._task(client, message) for client, message in sorted(wave.items())]
             left = None if end is None else end - time.monotonic()
-            for result in self.executor.run(tasks, left):
+            for result in self.executor.run(tasks, left, reader):
                 done.append(result)
                 self._states.keep(result.client, result.state)
                 if self.progress is not None:

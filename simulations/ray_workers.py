@@ -7,11 +7,12 @@ kills its worker takes only itself down.
 """
 
 import logging
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 # Ray prints to the driver's stdout, log_to_driver or not, that a worker or a node died or that
@@ -20,23 +21,39 @@ from typing import Any
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
 
 import ray
-from flwr.app import ArrayRecord
 from ray.exceptions import RayError, RayTaskError
 
 from fedsparse.errors import GridError
 from simulations import capacity, worker_pool
 from simulations import flower_internals as internals
-from simulations.grid import Task, TaskResult, failure
+from simulations.parcels import Chunk, Letter, Parcel, enclosed, pack
 from simulations.state_cache import CACHE_BYTES, digest
-from simulations.worker_pool import Answer, Parcel, WorkerPool
+from simulations.tasks import Task, TaskResult, failure
+from simulations.worker_pool import WorkerPool
+from strategies.replies import Reader
+
+LEAST_SECONDS = 0.1
+"""Work that a batch should hold at least: handing one out costs some milliseconds."""
 
 
 @dataclass
 class _Call:
-    """A batch at work: whose actor has it, and what it has not answered yet."""
+    """A batch at work: whose actor has it, and what it has not answered yet, by client."""
 
     number: int
-    waiting: deque[Parcel]
+    waiting: dict[int, Parcel]
+
+
+@dataclass
+class _Post:
+    """What is to be carried in a round: parcels' letters, models and reader, and to whom."""
+
+    tasks: dict[int, Task]
+    letters: list[Letter]
+    models: list[Any]
+    reader: list[Any]
+    seen: dict[int, bytes]
+    """Digests of states, by identity."""
 
 
 class RayExecutor:
@@ -66,21 +83,26 @@ class RayExecutor:
         self.pool = WorkerPool(client_app, workers, cache_bytes)
         self._kept: dict[int, tuple[Any, bytes]] = {}
         """Which actor keeps a client's state, and the state's digest."""
+        self._seconds = math.inf
+        """What a client took of late."""
 
-    def run(self, tasks: Sequence[Task], timeout: float | None) -> Iterator[TaskResult]:
+    def run(
+        self, tasks: Sequence[Task], timeout: float | None, reader: Reader | None = None
+    ) -> Iterator[TaskResult]:
         """Yield results as they come; lost clients are retried once, then reported.
 
-        Raises GridError when no worker is left and the cluster has no room for another.
+        With a reader, workers add replies up where that is less to send. Raises GridError when
+        no worker is left and the cluster has no room for another.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        parcels, models = _pack(tasks)
-        by_client = {task.client: task for task in tasks}
-        work = Work(parcels, len(self.pool))
-        seen: dict[int, bytes] = {}
+        parcels, letters, models = pack(tasks)
+        stored = [] if reader is None else [ray.put(reader)]
+        post = _Post({task.client: task for task in tasks}, letters, models, stored, {})
+        work = Work(parcels, len(self.pool), math.ceil(LEAST_SECONDS / self._seconds))
         calls: dict[Any, _Call] = {}
         try:
             while work or calls:
-                self._hand_out(work, models, calls, seen)
+                self._hand_out(work, post, calls)
                 ready = self._next(calls, end)
                 if not ready:
                     return
@@ -88,30 +110,30 @@ class RayExecutor:
                     if source in self.pool.starting:
                         self.pool.started(source)
                     else:
-                        yield from self._take(source, calls, work, by_client)
+                        yield from self._take(source, calls, work, post)
         finally:
             for call in calls.values():
                 self.pool.replace(call.number)
 
-    def _hand_out(
-        self, work: "Work", models: list[Any], calls: dict[Any, _Call], seen: dict[int, bytes]
-    ) -> None:
+    def _hand_out(self, work: "Work", post: _Post, calls: dict[Any, _Call]) -> None:
         """Give every idle worker a batch while there is work."""
         while work and self.pool.idle:
             number = self.pool.idle.popleft()
             batch = work.take(number)
             actor = self.pool.actors[number]
-            sent = [self._without_state(parcel, actor, seen) for parcel in batch]
+            sent = [self._without_state(parcel, actor, post.seen) for parcel in batch]
+            named = enclosed(batch, post.letters, post.models)
             answer = actor.answer.options(num_returns="streaming")
-            calls[answer.remote(sent, _named(batch, models))] = _Call(number, deque(batch))
+            waiting = {parcel.client: parcel for parcel in batch}
+            calls[answer.remote(sent, *named, post.reader)] = _Call(number, waiting)
 
     def _take(
-        self, stream: Any, calls: dict[Any, _Call], work: "Work", by_client: dict[int, Task]
+        self, stream: Any, calls: dict[Any, _Call], work: "Work", post: _Post
     ) -> Iterator[TaskResult]:
-        """Yield a worker's next result, or the reports of clients that were lost again."""
+        """Yield a worker's next results, or the reports of clients that were lost again."""
         call = calls[stream]
         try:
-            answer: Answer = ray.get(next(stream))
+            chunk: Chunk = ray.get(next(stream))
         except StopIteration:
             del calls[stream]
             self.pool.idle.append(call.number)
@@ -119,29 +141,31 @@ class RayExecutor:
         except RayError as error:
             del calls[stream]
             self._mend(call.number, error)
-            for parcel in work.lost(call.waiting):
-                yield _report(by_client[parcel.client], error)
+            for parcel in work.lost(call.waiting.values()):
+                yield _report(post.tasks[parcel.client], error)
             return
-        parcel = call.waiting.popleft()
-        if answer.result is None:
-            self._kept.pop(parcel.client, None)
-            work.again(parcel)
-            return
-        self._note(parcel.client, call.number, answer)
-        yield answer.result
+        for client in chunk.missing:
+            self._kept.pop(client, None)
+            work.again(call.waiting.pop(client))
+        if chunk.results:
+            self._seconds = max(1e-6, chunk.seconds / len(chunk.results))
+        for result in chunk.results:
+            del call.waiting[result.client]
+            self._note(result.client, call.number, chunk.digests.get(result.client))
+        yield from chunk.results
 
     def _without_state(self, parcel: Parcel, actor: Any, seen: dict[int, bytes]) -> Parcel:
         """Put the digest in the state's place where the worker should hold that state."""
         keeper, name = self._kept.get(parcel.client, (None, b""))
         if keeper is not actor or parcel.state is None or digest(parcel.state, seen) != name:
             return parcel
-        return replace(parcel, state=None, digest=name)
+        return parcel._replace(state=None, digest=name)
 
-    def _note(self, client: int, number: int, answer: Answer) -> None:
+    def _note(self, client: int, number: int, name: bytes | None) -> None:
         """Remember who keeps a client's state now."""
         self._kept.pop(client, None)
-        if answer.digest is not None:
-            self._kept[client] = self.pool.actors[number], answer.digest
+        if name is not None:
+            self._kept[client] = self.pool.actors[number], name
 
     def _next(self, calls: dict[Any, _Call], end: float | None) -> list[Any]:
         """Return the answers and the started workers that are there; wait for a first.
@@ -181,10 +205,12 @@ class Work:
     """What is still to be handed out: a queue for each worker, and what is asked for again.
 
     A worker takes half of what is left in its queue, so that the others can take over the
-    rest; one whose queue is empty takes half of the longest, from the end.
+    rest; one whose queue is empty takes half of the longest, from the end. Batches are no
+    smaller than `least`.
     """
 
-    def __init__(self, parcels: Sequence[Parcel], workers: int) -> None:
+    def __init__(self, parcels: Sequence[Parcel], workers: int, least: int = 1) -> None:
+        self.least = least
         self._queues: list[deque[Parcel]] = [deque() for _ in range(workers)]
         for parcel in parcels:
             self._queues[parcel.client % workers].append(parcel)
@@ -198,11 +224,14 @@ class Work:
         """Return a worker's next batch; retries come last, each alone."""
         queue = self._queues[number]
         if queue:
-            return [queue.popleft() for _ in range((len(queue) + 1) // 2)]
+            return [queue.popleft() for _ in range(self._share(queue))]
         queue = max(self._queues, key=len)
         if queue:
-            return [queue.pop() for _ in range((len(queue) + 1) // 2)][::-1]
+            return [queue.pop() for _ in range(self._share(queue))][::-1]
         return [self._alone.popleft()]
+
+    def _share(self, queue: deque[Parcel]) -> int:
+        return min(len(queue), max(self.least, (len(queue) + 1) // 2))
 
     def again(self, parcel: Parcel) -> None:
         """Hand a parcel out once more: its state must be sent after all."""
@@ -217,12 +246,6 @@ class Work:
         self._lost |= {parcel.client for parcel in once}
         self._alone.extend(once)
         return twice
-
-
-def _named(batch: Sequence[Parcel], models: Sequence[Any]) -> dict[int, Any]:
-    """Return the models that a batch names, by number: its worker fetches no others."""
-    numbers = {number for parcel in batch for number in parcel.models.values()}
-    return {number: models[number] for number in sorted(numbers)}
 
 
 def _report(task: Task, error: RayError) -> TaskResult:
@@ -264,33 +287,3 @@ def _check_cpus(workers: int, least: int) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
     if cpus < least:
         raise GridError(f"engine.workers = {workers}, but Ray has {cpus} CPUs; lower it")
-
-
-def _pack(tasks: Sequence[Task]) -> tuple[list[Parcel], list[Any]]:
-    """Take the models out of the messages and put each distinct one into the store once."""
-    numbers: dict[int, int] = {}
-    stored: list[Any] = []
-    parcels = []
-    for task in tasks:
-        models: dict[str, int] = {}
-        records: dict[str, Any] = {}
-        for name, record in task.message.content.items():
-            if not isinstance(record, ArrayRecord):
-                records[name] = record
-                continue
-            if id(record) not in numbers:
-                numbers[id(record)] = len(stored)
-                stored.append(ray.put(record))
-            models[name] = numbers[id(record)]
-        parcels.append(
-            Parcel(
-                task.client,
-                task.clients,
-                task.message.metadata,
-                models,
-                records,
-                task.state,
-                dict(task.run_config),
-            )
-        )
-    return parcels, stored

@@ -8,96 +8,18 @@ there is no room, and taken up again when there is.
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-from flwr.app import ArrayRecord, Metadata
 from ray.exceptions import RayError
 
-from simulations import flower_internals as internals
-from simulations.grid import Task, TaskResult, perform
-from simulations.state_cache import StateCache
+from simulations.worker import Worker
 
 ROOM_SECONDS = 120.0
 """How long a run waits for its first or its next worker when it has none at work."""
 
 STARTS = 5
 """How often in a row a place's worker may fail to start before the place is given up."""
-
-MEMORY_ERRORS = ("MemoryError", "DefaultCPUAllocator: can't allocate memory")
-"""How the reason of an error reply tells that memory ran out: Python's way, and torch's."""
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """A task as it goes to a worker: models by number, everything else as it is.
-
-    With a `digest` the state is left out, and taken from what the worker keeps.
-    """
-
-    client: int
-    clients: int
-    metadata: Metadata
-    models: dict[str, int]
-    records: dict[str, Any]
-    state: dict[str, Any] | None
-    run_config: dict[str, Any]
-    digest: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A client's result, and the digest of its state if the worker keeps that.
-
-    No result: the worker does not hold the state that the parcel's digest stands for.
-    """
-
-    result: TaskResult | None
-    digest: bytes | None = None
-
-
-class Worker:
-    """Lives in a process of its own; answers a batch one client after another."""
-
-    def __init__(self, client_app: str, cache_bytes: int) -> None:
-        self.app = internals.load_app(client_app)
-        self.states = StateCache(cache_bytes)
-        self.models: dict[str, ArrayRecord] = {}
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
-
-    def ready(self) -> None:
-        """Return when the worker has started."""
-
-    def answer(self, parcels: list[Parcel], models: dict[int, Any]) -> Iterator[Answer]:
-        """Yield each client's answer; a model that the last batch named is not fetched again."""
-        names = {number: ref.hex() for number, ref in models.items()}
-        missing = [number for number, name in names.items() if name not in self.models]
-        fetched = ray.get([models[number] for number in missing])
-        held = self.models | dict(zip([names[n] for n in missing], fetched, strict=True))
-        self.models = {name: held[name] for name in names.values()}
-        for parcel in parcels:
-            yield self._answer(parcel, {n: held[name] for n, name in names.items()})
-
-    def _answer(self, parcel: Parcel, models: dict[int, ArrayRecord]) -> Answer:
-        state = parcel.state
-        if parcel.digest is not None:
-            state = self.states.get(parcel.client, parcel.digest)
-            if state is None:
-                return Answer(None)
-        arrays = {name: models[number] for name, number in parcel.models.items()}
-        message = internals.message_of(parcel.metadata, {**parcel.records, **arrays})
-        task = Task(parcel.client, parcel.clients, message, state, parcel.run_config)
-        result = perform(self.app, task)
-        if result.reply.has_error() and _names_memory(result.reply.error.reason):
-            raise MemoryError(result.reply.error.reason)
-        return Answer(result, self.states.keep(parcel.client, result.state))
-
-
-def _names_memory(reason: str | None) -> bool:
-    return any(words in (reason or "") for words in MEMORY_ERRORS)
 
 
 class WorkerPool:

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsparse import messages, seeds, wire
 from fedsparse.config import FleetConfig
 from fedsparse.errors import GridError
+from strategies.added import AddedUp
+from strategies.replies import Reader
 from strategies.trips import Trip
 
 POLL_SECONDS = 0.5
@@ -205,18 +207,31 @@ class MeteredGrid(Grid):
     # -- messages ---------------------------------------------------------------------
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        reader: Reader | None = None,
     ) -> list[Message]:
-        """Send messages, wait for the replies, and return them in the order of clients."""
+        """Send messages, wait for the replies, and return them in the order of clients.
+
+        With a reader, a grid whose workers can do so adds models up on the way.
+        """
         sent = list(messages)
         if not sent:
             return []
         client_of = self.directory.client_of
-        replies = list(self.inner.send_and_receive(messages=sent, timeout=timeout))
+        adds = {"reader": reader} if reader and getattr(self.inner, "adds_up", False) else {}
+        replies = list(self.inner.send_and_receive(messages=sent, timeout=timeout, **adds))
         reached: set[str] | None = getattr(self.inner, "reached", None)
+        sizes: dict[int, int] = {}  # of what is sent to several clients
         for message in sent:
             if reached is None or message.metadata.message_id in reached:
-                _count(self._traffic.down, client_of[message.metadata.dst_node_id], message)
+                alike = id(message.content)
+                if alike not in sizes:
+                    sizes[alike] = payload_bytes(message)
+                client = client_of[message.metadata.dst_node_id]
+                self._traffic.down[client] = self._traffic.down.get(client, 0) + sizes[alike]
         replies.sort(key=lambda reply: client_of[reply.metadata.src_node_id])
         for reply in replies:
             _count(self._traffic.up, client_of[reply.metadata.src_node_id], reply)
@@ -257,10 +272,14 @@ class MeteredGrid(Grid):
 
 
 def payload_bytes(message: Message) -> int:
-    """Return the length of a message's payloads."""
+    """Return the length of a message's payloads, also of what was added up since."""
     if not message.has_content():
         return 0
-    return sum(wire.record_bytes(record) for record in message.content.array_records.values())
+    return sum(
+        record.length if isinstance(record, AddedUp) else wire.record_bytes(record)
+        for record in message.content.values()
+        if isinstance(record, ArrayRecord)
+    )
 
 
 def _count(table: dict[int, int], client: int, message: Message) -> None:

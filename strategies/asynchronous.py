@@ -28,7 +28,7 @@ from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State, cubic, mask_from_scores
 from strategies.addressing import round_size
-from strategies.base import Reply, spread
+from strategies.replies import Reply, spread
 from strategies.seats import FULL, Demands, Seat, submask
 from strategies.static_mask import StaticMask, StaticMaskSettings
 from strategies.task import Task, masked
@@ -164,7 +164,7 @@ class AsyncStrategy(StaticMask):
         staleness = self.version - flight.version
         self.seats = {client: flight.seat}
         self._parts = {flight.seat.share: flight.mask}
-        good = self._trusted([message], self._read)
+        good = self.read_replies([message])
         self.held.replied(flight.mask, [client], [reply.client for reply in good])
         reason = self.failures.get(client) if not good else self.judge(flight, staleness)
         if reason is None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
@@ -22,33 +21,17 @@ from fedsparse.errors import ConfigError, FedSparseError, TooFewRepliesError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State
 from strategies import metrics
+from strategies.added import AddedUp, PartialSum
 from strategies.addressing import Directory, MeteredGrid, cohort, least_replies, round_size
 from strategies.held import HeldMasks
-from strategies.seats import FULL, Demands, Seat, erk_counts, masked_mean, submask
+from strategies.replies import Reader
+from strategies.replies import Reply as Reply
+from strategies.seats import FULL, Demands, Seat, erk_counts, submask
+from strategies.sums import Tally, adds_up, mean_of
+from strategies.sums import weighted_mean as weighted_mean
 from strategies.task import Task
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One client's trained model and what came with it.
-
-    `kept` holds what was sent: of a masked tensor the kept values alone, in order.
-    """
-
-    client: int
-    examples: int
-    kept: State
-    loss: float
-    message: Message
-    extra: Any = None
-    mask: Mask | None = None
-
-    @property
-    def state(self) -> State:
-        """The model as whole tensors, zero where pruned."""
-        return spread(self.kept, self.mask)
 
 
 @dataclass(frozen=True)
@@ -80,6 +63,8 @@ class SparseStrategy(Strategy):
         self.failures: dict[int, str] = {}
         self.held = HeldMasks()
         self.seats: dict[int, Seat] = {}
+        self.tally: Tally | None = None
+        """Sums of the round's models, where nothing more than their mean is wanted."""
         self._parts: dict[float, Mask | None] = {}
         self._check_fit()
 
@@ -101,13 +86,20 @@ class SparseStrategy(Strategy):
         """Return what is asked of the clients in this round."""
         return Plan(round=round_number, values=self.settings.values)
 
+    @adds_up
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
         """Turn replies into the next `self.state` and `self.mask`."""
         self.state = self.mean(replies)
 
-    def read_extra(self, message: Message) -> Any:
-        """Decode what else a reply carries; an error here drops the reply, not the run."""
-        return None
+    def reader(self) -> Reader:
+        """Return how this round's replies are read, wherever that is done."""
+        masks, numbers, places = {self.mask: 0}, {}, {}
+        for client, seat in self.seats.items():
+            if seat.share not in numbers:
+                numbers[seat.share] = masks.setdefault(self.mask_of(client), len(masks))
+            if number := numbers[seat.share]:
+                places[client] = number
+        return Reader(self.task.schema, tuple(masks), places)
 
     def demands(self, density: float) -> Demands:
         """Return what this method will ask of clients at a density, its heaviest rounds included.
@@ -115,6 +107,12 @@ class SparseStrategy(Strategy):
         A fleet of which no client holds one of these is refused before the first round.
         """
         return [(Plan(), erk_counts(self.task, density))]
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether workers may add replies up: as `aggregate` says, unless `mean` is another."""
+        own = type(self)
+        return getattr(own.aggregate, "adds_up", False) and own.mean is SparseStrategy.mean
 
     # -- state of a run ---------------------------------------------------------------
 
@@ -168,7 +166,7 @@ class SparseStrategy(Strategy):
         Raises TooFewRepliesError when fewer than `fleet.min_replies` of the cohort are
         left; the model and the mask are then as before.
         """
-        good = self.read_replies(replies)
+        good = self.read_replies(replies) if not self.adds_up else self.add_replies(replies)
         asked = round_size(self.task.config.fleet)
         asked = min(asked, len(self.seats) or asked)
         require_replies(len(good), asked, self.task.config.fleet.min_replies, self.failures)
@@ -238,10 +236,9 @@ class SparseStrategy(Strategy):
 
     def mean(self, replies: Sequence[Reply]) -> State:
         """Return the average model, weight by weight where clients trained unlike parts of it."""
-        if all(reply.mask == self.mask for reply in replies):
-            return weighted_mean(replies)
-        parts = [(reply.examples, reply.kept, reply.mask) for reply in replies]
-        return masked_mean(self.state, self.mask, parts)
+        if self.tally is not None:
+            return self.tally.mean(self.state, self.mask)
+        return mean_of(replies, self.state, self.mask)
 
     def note_held(self, good: Sequence[int]) -> None:
         """Note who of those asked to train has shown to hold its mask."""
@@ -279,14 +276,19 @@ class SparseStrategy(Strategy):
         for mask, members in groups.items():
             records |= self.held.records(self.state, mask, members, self.settings.values)
         configs: dict[int, ConfigRecord] = {}
+        contents: dict[tuple[int, int], RecordDict] = {}
         asked = []
         for client in clients:
             size = seats.get(client, FULL).batch_size or plan.batch_size
             if size not in configs:
                 seated = replace(plan, batch_size=size)
                 configs[size] = messages.write_config(self.task.config, seated)
-            content = RecordDict({messages.ARRAYS: records[client], messages.CONFIG: configs[size]})
-            asked.append(Message(content, self.directory.node_of[client], kind))
+            alike = id(records[client]), size
+            if alike not in contents:
+                contents[alike] = RecordDict(
+                    {messages.ARRAYS: records[client], messages.CONFIG: configs[size]}
+                )
+            asked.append(Message(contents[alike], self.directory.node_of[client], kind))
         return asked
 
     def query(
@@ -315,7 +317,32 @@ class SparseStrategy(Strategy):
 
     def read_replies(self, replies: Iterable[Message]) -> list[Reply]:
         """Decode training replies; those that cannot be trusted go to `self.failures`."""
-        return self._trusted(replies, self._read)
+        self.tally = None
+        return self._trusted(replies, self.reader().read)
+
+    def add_replies(self, replies: Iterable[Message]) -> list[Reply]:
+        """Add training replies to `self.tally`, where workers haven't, and return the rest of them.
+
+        Those that cannot be trusted go to `self.failures`.
+        """
+        reader = self.reader()
+        tally = self.tally = Tally(reader.schema, reader.masks)
+        parts: dict[int, PartialSum] = {}
+
+        def add(client: int, message: Message) -> Reply:
+            flat, told, extra = reader.open(client, message)
+            place, arrays = reader.place(client), message.content[messages.ARRAYS]
+            if flat is not None:
+                tally.add(place, flat, told["examples"])
+            elif isinstance(arrays, AddedUp):
+                parts[id(arrays.part)] = arrays.part
+            mask = reader.masks[place]
+            return Reply(client, told["examples"], {}, told["loss"], message, extra, mask)
+
+        good = self._trusted(replies, add)
+        for part in parts.values():
+            tally.merge(part)
+        return good
 
     def _trusted(self, replies: Iterable[Message], read: Callable[[int, Message], T]) -> list[T]:
         """Read replies, each client's first alone; what is wrong with one is its failure."""
@@ -339,45 +366,11 @@ class SparseStrategy(Strategy):
                 self.failures[client] = one_line(f"the reply lacks {error}")
         return good
 
-    def _read(self, client: int, message: Message) -> Reply:
-        payload = wire.unpack(message.content.array_records[messages.ARRAYS])
-        mask = self.mask_of(client)
-        kept = wire.decode_kept(payload, self.task.schema, mask)
-        told = metrics.read(message, "examples", "loss")
-        extra = self.read_extra(message)
-        return Reply(client, told["examples"], kept, told["loss"], message, extra, mask)
-
 
 def average(values: Sequence[float], weights: Sequence[int]) -> float:
     """Return sum_k p_k v_k with p_k = w_k / sum w; finite values have a finite mean."""
     total = sum(weights)
     return sum(value * (weight / total) for value, weight in zip(values, weights, strict=True))
-
-
-def weighted_mean(replies: Sequence[Reply]) -> State:
-    """Return sum_k p_k theta_k with p_k = n_k / sum n (FedAvg, eq. 1 and Algorithm 1).
-
-    Summed in double precision in the order of clients, so that the bits depend on the
-    replies alone. Only what the replies' common mask keeps is added; the rest is zero.
-    """
-    total = sum(reply.examples for reply in replies)
-    mean: State = {}
-    for name, first in replies[0].kept.items():
-        acc, part = np.zeros(first.shape), np.empty(first.shape)
-        for reply in replies:
-            share = reply.examples / total
-            acc += np.multiply(reply.kept[name], share, out=part, dtype=np.float64)
-        mean[name] = acc.astype(np.float32)
-    return spread(mean, replies[0].mask)
-
-
-def spread(kept: State, mask: Mask | None) -> State:
-    """Return whole tensors of which `kept` holds the entries that the mask keeps, in order."""
-    state = dict(kept)
-    for name, shape in mask.shapes.items() if mask is not None else ():
-        state[name] = np.zeros(shape, np.float32)
-        state[name][mask[name]] = kept[name]  # type: ignore[index]
-    return state
 
 
 def require_replies(got: int, asked: int, least: float, failures: dict[int, str]) -> None:

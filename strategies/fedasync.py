@@ -13,7 +13,7 @@ from fedsparse.config import Finite
 from fedsparse.messages import Plan
 from strategies.addressing import round_size
 from strategies.asynchronous import AsyncSettings, AsyncStrategy, Flight, mapped
-from strategies.base import Reply
+from strategies.replies import Reply
 
 
 class FedAsyncSettings(AsyncSettings):

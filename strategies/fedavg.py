@@ -13,7 +13,9 @@ from fedsparse.config import Density, Finite, StrategySettings
 from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import State
-from strategies.base import Reply, SparseStrategy
+from strategies.base import SparseStrategy
+from strategies.replies import Reply
+from strategies.sums import adds_up
 from strategies.task import Task
 
 
@@ -54,6 +56,7 @@ class FedAvg(SparseStrategy):
         """Ask for plain training, with the proximal term if set."""
         return Plan(round_number, self.settings.values, self.settings.proximal_mu)
 
+    @adds_up
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
         """Take the weighted mean, through the server's momentum if set."""
         mean = self.mean(replies)

@@ -14,7 +14,7 @@ from fedsparse.config import Finite
 from fedsparse.messages import Plan
 from fedsparse.sparsity import State
 from strategies.asynchronous import AsyncSettings, AsyncStrategy, Flight, mapped
-from strategies.base import Reply
+from strategies.replies import Reply
 from strategies.task import Task, masked
 
 STATISTICS = ("running_mean", "running_var")

@@ -9,6 +9,7 @@ mask adjusted by the largest gradients that clients find among its pruned weight
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -33,8 +34,10 @@ from fedsparse.sparsity import (
 from fedsparse.training import batchnorm, local
 from strategies import metrics
 from strategies.addressing import MeteredGrid
-from strategies.base import Answer, Reply, SparseStrategy, weighted_mean
+from strategies.base import Answer, SparseStrategy
+from strategies.replies import Reader, Reply
 from strategies.seats import Demands, erk_counts
+from strategies.sums import adds_up
 from strategies.task import Task, masked
 
 LARGEST_POOL = 32
@@ -230,10 +233,11 @@ class FedTiny(SparseStrategy):
             blocks = models.blocks(self.task.model, names, s.blocks)
         return blocks[::-1] if s.order == "backward" else blocks
 
+    @adds_up
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
         """Average the weights; on adjustment rounds, grow and prune the scheduled block."""
         assert self.mask is not None
-        self.state = weighted_mean(replies)
+        self.state = self.mean(replies)
         counts = self.asked
         if not counts:
             return
@@ -243,26 +247,14 @@ class FedTiny(SparseStrategy):
         if self.mask != before:
             self.reestimate_batchnorm()
 
-    def read_extra(self, message: Message) -> State:
-        """Decode the top pruned gradients of a reply, where this round asked for them.
-
-        Raises WireError for more of a layer than were asked for, or any of a kept weight.
-        """
-        counts = self.asked
-        if not counts:
-            return {}
-        assert self.mask is not None
-        schema = wire.Schema(tuple(item for item in self.task.shapes.items() if item[0] in counts))
-        payload = wire.unpack(message.content.array_records[messages.GROWTH])
-        gradients = wire.decode(payload, schema).state
-        for name, gradient in gradients.items():
-            found = np.count_nonzero(gradient)
-            if found > counts[name]:
-                asked = f"{counts[name]} were asked for"
-                raise WireError(f"the reply holds {found} gradients of '{name}'; {asked}")
-            if gradient[self.mask[name]].any():
-                raise WireError(f"the reply holds gradients of weights that '{name}' keeps")
-        return gradients
+    def reader(self) -> Reader:
+        """Read the top pruned gradients, too, in rounds that ask for them."""
+        plain = super().reader()
+        if not self.asked:
+            return plain
+        layers = [(name, shape) for name, shape in self.task.shapes.items() if name in self.asked]
+        schema = wire.Schema(tuple(layers))
+        return GradientReader(**vars(plain), asked=self.asked, gradients=schema, mask=self.mask)
 
     def mean_gradients(
         self, counts: Mapping[str, int], replies: Sequence[Reply]
@@ -297,6 +289,35 @@ class FedTiny(SparseStrategy):
         models.load_state(self.task.model, self.state)
         x, _ = local.tensors(self.task.public)
         self.state.update(batchnorm.measure(self.task.model, x[:1024]))
+
+
+NOTHING = wire.Schema(())
+
+
+@dataclass(frozen=True)
+class GradientReader(Reader):
+    """Reads replies with the `asked` largest gradients of weights that `mask` prunes."""
+
+    asked: Mapping[str, int] = field(default_factory=dict)
+    gradients: wire.Schema = NOTHING
+    mask: Mask | None = None
+
+    def extra(self, message: Message) -> State:
+        """Decode the top pruned gradients of a reply.
+
+        Raises WireError for more of a layer than were asked for, or any of a kept weight.
+        """
+        assert self.mask is not None
+        payload = wire.unpack(message.content.array_records[messages.GROWTH])
+        gradients = wire.decode(payload, self.gradients).state
+        for name, gradient in gradients.items():
+            found = np.count_nonzero(gradient)
+            if found > self.asked[name]:
+                asked = f"{self.asked[name]} were asked for"
+                raise WireError(f"the reply holds {found} gradients of '{name}'; {asked}")
+            if gradient[self.mask[name]].any():
+                raise WireError(f"the reply holds gradients of weights that '{name}' keeps")
+        return gradients
 
 
 def candidate_losses(reply: Message, count: int) -> list[float]:

@@ -4,6 +4,7 @@ A strategy of ours leaves out a reply with one wrong figure (`read`). Strategies
 makers judge for themselves; of their replies the run folder gets what fits (`fitting`).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ def read(message: Message, *needed: str) -> dict[str, Any]:
     Raises WireError for a figure that is not what it must be, KeyError when the record of
     metrics or one of the `needed` columns is missing.
     """
-    record = message.content.metric_records[messages.METRICS]
+    record = messages.metrics_of(message)
     for column in needed:
         if (key := FIGURES[column].key) not in record:
             raise KeyError(key)
@@ -73,10 +74,12 @@ def read(message: Message, *needed: str) -> dict[str, Any]:
 
 def fitting(message: Message) -> dict[str, Any]:
     """Return what fits of a reply's figures by column, from any record of metrics."""
-    records = message.content.metric_records
     told: dict[str, Any] = {}
-    for record in (*records.values(), records.get(messages.METRICS, MetricRecord())):
-        told.update(record)
+    for name, record in message.content.items():
+        if isinstance(record, MetricRecord) and name != messages.METRICS:
+            told.update(record)
+    with suppress(KeyError):
+        told.update(messages.metrics_of(message))
     return {
         column: figure.kind(told[figure.key])
         for column, figure in FIGURES.items()

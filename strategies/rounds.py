@@ -25,6 +25,7 @@ from fedsparse.sparsity import Mask, State
 from strategies import foreign, metrics
 from strategies.addressing import MeteredGrid, Traffic
 from strategies.base import SparseStrategy, average, one_line
+from strategies.replies import Reader
 from strategies.task import Task
 
 Row = dict[str, Any]
@@ -124,7 +125,9 @@ class RoundLoop:
                     number, self.arrays, self.message_config(number), self.grid
                 )
             )
-        replies = self.grid.send_and_receive(asked, timeout=self.config.engine.timeout)
+        replies = self.grid.send_and_receive(
+            asked, timeout=self.config.engine.timeout, reader=self.reader()
+        )
         traffic = self.grid.read_traffic()
         try:
             self.aggregate(number, replies)
@@ -137,6 +140,13 @@ class RoundLoop:
         self.record(number, rows, traffic, before, time.perf_counter() - started)
         if number % self.config.run.checkpoint_every == 0 or number == self.config.run.rounds:
             self.checkpoint(number)
+
+    def reader(self) -> Reader | None:
+        """Return how replies are read where they are added up; None if each one is wanted."""
+        strategy = self.strategy
+        return (
+            strategy.reader() if isinstance(strategy, SparseStrategy) and strategy.adds_up else None
+        )
 
     def aggregate(self, number: int, replies: Sequence[Message]) -> None:
         """Let the strategy make the next model; ours aren't asked to pack it, no one reads that."""

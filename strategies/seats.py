@@ -1,7 +1,7 @@
 """What a client is asked to train with, so that its device can hold it.
 
 A seat may bring a smaller batch, or a smaller part of the global mask: of each layer the
-kept weights of largest magnitude. Replies under unlike masks are averaged weight by weight.
+kept weights of largest magnitude.
 """
 
 import math
@@ -61,29 +61,3 @@ def submask(
     whole = mask or Mask.full(shapes)
     size = {name: np.where(bits, np.abs(state[name]), -1.0) for name, bits in whole.items()}
     return top_mask(size, shared_counts(whole.layer_kept(), share))
-
-
-def masked_mean(
-    state: State,
-    mask: Mask | None,
-    replies: Sequence[tuple[int, State, Mask | None]],
-) -> State:
-    """Return w_j = sum_k p_k m_kj w_kj / sum_k p_k m_kj, the old w_j where no client keeps j.
-
-    `replies` are (samples, kept values, mask), each mask a part of the global one
-    (FedDST, Bibikar et al. 2022, masked averaging). Summed in double precision in the
-    order given.
-    """
-    mean: State = {}
-    for name, old in state.items():
-        total, weight = np.zeros(old.shape), np.zeros(old.shape)
-        for samples, kept, own in replies:
-            where = own[name] if own is not None and name in own else ...
-            total[where] += samples * kept[name].astype(np.float64)
-            weight[where] += samples
-        known = weight > 0
-        mean[name] = old.copy()
-        mean[name][known] = (total[known] / weight[known]).astype(np.float32)
-    if mask is not None:
-        mask.apply_(mean)
-    return mean

@@ -37,12 +37,25 @@ def main(grid: Grid, context: Context) -> None:
             "real time; leave it out, or simulate devices with `fedsparse run`"
         )
     out = Path(os.environ.get("FEDSPARSE_OUT", f"runs/flower-{context.run_id}"))
-    task = Task.of(config)
+    task = Task.of(settled_before(out, config))
     strategy = foreign.make(task)
-    check_clock(config, strategy)
-    folder = folder_of(out, config)
+    check_clock(task.config, strategy)
+    folder = folder_of(out, task.config)
     with folder.lock():
         execute(task, strategy, grid, folder, Silent())
+
+
+def settled_before(out: Path, config: Config) -> Config:
+    """Return the configuration with what an unfinished run at `out` settled and this leaves open.
+
+    The break-even densities are measured; a second measurement may come out otherwise.
+    """
+    if not (out / "run.json").exists():
+        return config
+    before = RunFolder.open(out).config.client
+    keys = ("sparse_linear_below", "sparse_conv_below")
+    known = {k: getattr(before, k) for k in keys if getattr(config.client, k) is None}
+    return config.model_copy(update={"client": config.client.model_copy(update=known)})
 
 
 def folder_of(out: Path, config: Config) -> RunFolder:

@@ -16,7 +16,9 @@ from fedsparse.config import Config
 from fedsparse.data import Dataset, FederatedData
 from fedsparse.errors import ConfigError, ModelError
 from fedsparse.sparsity import Mask, ModelCost, State
-from fedsparse.training import local
+from fedsparse.training import backend
+from fedsparse.training.backend import Backend
+from fedsparse.training.local import Evaluated
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,15 @@ class Task:
     config: Config
     data: FederatedData
     model: nn.Module
+    trains: str = "torch"
+    """What trains, in words; the configuration's `[client]` says it in its keys."""
 
     @classmethod
     def of(cls, config: Config) -> "Task":
-        """Load the data and build the freshly initialised model, by the run's seed."""
+        """Load the data and build the freshly initialised model, by the run's seed.
+
+        What the configuration leaves to be chosen of training is chosen here, for all clients.
+        """
         torch.set_num_threads(1)
         federated = data.load(config.data, clients=config.fleet.clients, seed=config.run.seed)
         with torch.random.fork_rng(devices=[]):
@@ -43,7 +50,13 @@ class Task:
         _check_samples(config.model.name, model, federated.train)
         if len(federated.input_shape) == 3:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(config, federated, model)
+        config, trains = backend.resolve(config, model, federated.input_shape)
+        return cls(config, federated, model, trains)
+
+    @cached_property
+    def backend(self) -> Backend:
+        """What trains and tests models here, as it does at clients."""
+        return Backend(self.model, self.data.input_shape, self.config.client)
 
     @cached_property
     def prunable(self) -> list[str]:
@@ -85,8 +98,8 @@ class Task:
         FedTiny, "setting": the server trains on its one-shot data before pruning.
         """
         if epochs:
-            local.train(
-                self.model,
+            model = self.backend.load(models.get_state(self.model))
+            model.train(
                 self.public,
                 self.config.client,
                 rng=self.rng(0, "pretraining"),
@@ -94,12 +107,12 @@ class Task:
                 epochs=epochs,
                 lr_key="strategy.pretrain_lr",
             )
+            models.load_state(self.model, model.whole())
         return models.get_state(self.model)
 
-    def evaluate(self, state: State) -> local.Evaluated:
-        """Test a state on the held-out test set."""
-        models.load_state(self.model, state)
-        return local.evaluate(self.model, self.data.test)
+    def evaluate(self, state: State, mask: Mask | None = None) -> Evaluated:
+        """Test a state, zero where the mask prunes, on the held-out test set."""
+        return self.backend.load(state, mask).evaluate(self.data.test)
 
 
 def _check_samples(name: str, model: nn.Module, train: Dataset) -> None:

@@ -109,6 +109,22 @@ def test_a_plug_in_s_keys_are_as_well_guarded():
         resolve({"strategy": {"name": name, "dept": 2}})
 
 
+def test_how_clients_are_trained_can_be_said():
+    found = resolve(override({}, ["client.precision=bf16", "client.sparse_conv_below=0"]))
+    assert (found.client.backend, found.client.precision) == ("auto", "bf16")
+    assert (found.client.sparse_linear_below, found.client.sparse_conv_below) == (None, 0)
+    with pytest.raises(ConfigError, match=r"client\.sparse_linear_below = 1\.5: must be less"):
+        resolve(override({}, ["client.sparse_linear_below=1.5"]))
+    with pytest.raises(ConfigError, match=r"engine\.cohort = 0: must be greater"):
+        resolve(override({}, ["engine.cohort=0"]))
+
+
+def test_native_training_is_of_the_cpu():
+    assert resolve(override({}, ["engine.device=cuda"])).engine.device == "cuda"
+    with pytest.raises(ConfigError, match=r"set it to torch for engine\.device = cuda"):
+        resolve(override({}, ["engine.device=cuda", "client.backend=native"]))
+
+
 def test_a_byte_order_mark_is_no_mistake(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[run]\nseed = 4", encoding="utf-8-sig")

@@ -4,7 +4,10 @@ import json
 import re
 import tomllib
 
+import pytest
+
 from fedsparse import doctor
+from fedsparse.kernels import library, rule
 from tests.command_line import ROOT, invoke
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -45,6 +48,40 @@ def test_what_is_missing_is_told_with_what_it_disables(monkeypatch):
     assert "  unfit    flwr 1.10.0: fedsparse needs ~=1.41.0" in lines
     assert "  missing  plotly: disables report.html; pip install 'fedsparse[report]'" in lines
     assert "  missing  numpy: disables every run; pip install 'fedsparse'" in lines
+
+
+def test_kernels_are_told_with_their_instruction_set_and_compiler(monkeypatch):
+    try:
+        expected = library.describe()
+    except library.Unavailable as lacking:
+        pytest.skip(str(lacking))
+    monkeypatch.setattr(rule, "measured", lambda: rule.Rule(0.25, 0.5))
+    told = json.loads(invoke("doctor", "--json").stdout)["kernels"]
+    assert told == {**expected, "linear_below": 0.25, "conv_below": 0.5}
+    named, compiler = expected["instruction_set"], expected["compiler"]
+    line = (
+        f"  ok       kernels for {named}, compiled by {compiler}; sparse below a density of "
+        "0.25 (linear), 0.5 (convolution)"
+    )
+    assert line in invoke("doctor").stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("switch", "remedy"),
+    [
+        ("", "install a C++ compiler and pip install --force-reinstall fedsparse"),
+        ("off", "unset FEDSPARSE_KERNELS"),
+    ],
+)
+def test_without_kernels_it_says_what_is_lost(switch, remedy, monkeypatch):
+    def describe():
+        raise library.Unavailable("the kernels are not here")
+
+    monkeypatch.setattr(library, "describe", describe)
+    monkeypatch.setenv("FEDSPARSE_KERNELS", switch)
+    lost = "disables native training, runs use torch"
+    line = f"  missing  kernels (the kernels are not here): {lost}; {remedy}"
+    assert line in invoke("doctor").stdout.splitlines()
 
 
 def test_fashion_mnist_is_found_where_it_lies(tmp_path, monkeypatch):

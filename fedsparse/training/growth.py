@@ -42,7 +42,7 @@ def top_gradients(
         largest = _Largest(wanted[name])
         pruned = ~mask[name].reshape(-1)
         for start, block in blocks:
-            flat = block.reshape(-1).numpy()
+            flat = block.reshape(-1).cpu().numpy()
             inside = np.flatnonzero(pruned[start : start + flat.size])
             largest.offer(inside + start, flat[inside])
         found[name] = largest.take()
@@ -96,7 +96,8 @@ def _gradient_blocks(
     ]
     parameters = [p for p in model.parameters() if p.requires_grad]
     training = model.training
-    x, y = tensors(data)
+    device = parameters[0].device
+    x, y = (tensor.to(device) for tensor in tensors(data))
     try:
         model.eval()
         for parameter in parameters:

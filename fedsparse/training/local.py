@@ -1,11 +1,13 @@
 """Local training and evaluation of a masked model with torch: the reference backend.
 
 Gradients are masked, so pruned weights, and the optimizer's state for them, stay
-exactly zero: no weight decay, momentum or Adam step can move them.
+exactly zero: no weight decay, momentum or Adam step can move them. Wide, thin linear
+layers are trained by their kept weights alone (`sparse_linear`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,18 +20,23 @@ from fedsparse.config import ClientConfig
 from fedsparse.data import Dataset
 from fedsparse.errors import TrainingError
 from fedsparse.sparsity import Mask, State
+from fedsparse.training import sparse_linear
+from fedsparse.training.optimizers import Optimizer, Trainable
 
 EVALUATION_BATCH = 512
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training did: mean loss over the last epoch, samples seen, its optimizer."""
+    """What local training did: mean loss over the last epoch, samples seen.
+
+    `slots` makes the optimizer's tensors, by slot and parameter name, to outlive a round.
+    """
 
     loss: float
     accuracy: float
     samples: int
-    optimizer: torch.optim.Optimizer
+    slots: Callable[[], dict[str, State]]
 
 
 @dataclass(frozen=True)
@@ -74,14 +81,11 @@ def largest_batch(samples: int, size: int) -> int:
     return size + 1 if samples > size and (samples - 1) % size == 0 else min(samples, size)
 
 
-def make_optimizer(model: nn.Module, settings: ClientConfig, lr: float) -> torch.optim.Optimizer:
-    """Return the client's optimizer over every trainable parameter."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+def autocast(settings: ClientConfig, device: str = "cpu") -> AbstractContextManager[object]:
+    """Return the context of a forward pass: bfloat16 arithmetic where it is asked for."""
+    if settings.precision == "bf16":
+        return torch.autocast(device, torch.bfloat16)
+    return nullcontext()
 
 
 def train(
@@ -102,15 +106,39 @@ def train(
     `proximal_mu` adds mu/2 ||w - w_0||^2 (FedProx, eq. 2), w_0 being the weights on
     entry. `lr_key` is what the configuration calls the learning rate. Torch's own draws,
     such as dropout's, come from a child of `rng`'s stream. Raises TrainingError when the
-    loss is not finite or BatchNorm meets batches of one.
+    loss or a trained weight is not finite, or BatchNorm meets batches of one.
     """
     if settings.batch_size == 1 < len(data.y) and _normalises_vectors(model):
         raise TrainingError("BatchNorm needs batches of two; raise client.batch_size (now 1)")
+    lr = settings.lr if lr is None else lr
+    epochs = settings.local_epochs if epochs is None else epochs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.spawn(1)[0].integers(2**63 - 1)))
-        return _train(
-            model, data, settings, rng, mask, lr, epochs, proximal_mu, optimizer_state or {}, lr_key
+        named = dict(model.named_parameters())
+        with sparse_linear.replaced(model, mask, settings.sparse_linear_below) as sparse:
+            named.update({name: layer.values for name, layer in sparse.items()})
+            trainable = Trainable(named, sparse)
+            trained = _train(
+                model, trainable, data, settings, rng, mask, lr, epochs, proximal_mu,
+                optimizer_state or {}, lr_key,
+            )  # fmt: skip
+    check_finite(model.state_dict().values(), lr_key, lr)
+    return trained
+
+
+def check_finite(tensors: Iterable[Tensor], lr_key: str, lr: float) -> None:
+    """Raise TrainingError unless every trained weight is a finite number."""
+    # A sum is quick, and finite where all is; a sum of huge numbers need not be.
+    if not all(math.isfinite(float(t.sum())) or bool(t.isfinite().all()) for t in tensors):
+        raise TrainingError(
+            f"the weights are not finite after training; lower {lr_key} (now {lr:g})"
         )
+
+
+def check_loss(total: float, epoch: int, lr_key: str, lr: float) -> None:
+    """Raise TrainingError unless an epoch's loss is a finite number."""
+    if not math.isfinite(total):
+        raise TrainingError(f"the loss is {total} after epoch {epoch}; lower {lr_key} (now {lr:g})")
 
 
 def _normalises_vectors(model: nn.Module) -> bool:
@@ -119,34 +147,35 @@ def _normalises_vectors(model: nn.Module) -> bool:
 
 def _train(
     model: nn.Module,
+    trainable: Trainable,
     data: Dataset,
     settings: ClientConfig,
     rng: np.random.Generator,
     mask: Mask | None,
-    lr: float | None,
-    epochs: int | None,
+    lr: float,
+    epochs: int,
     proximal_mu: float,
     optimizer_state: Mapping[str, State],
     lr_key: str,
 ) -> Trained:
     x, y = tensors(data)
     loss_function = loss_of(data.classes)
-    optimizer = make_optimizer(model, settings, settings.lr if lr is None else lr)
-    load_optimizer(optimizer, model, optimizer_state)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    kept = _masks(model, mask)
+    optimizer = Optimizer(trainable, settings, lr, optimizer_state)
+    parameters = list(optimizer.parameters.values())
+    kept = [] if mask is None else trainable.masks(mask)
     start = [p.detach().clone() for p in parameters] if proximal_mu else []
     model.train(len(y) > 1)
     total = correct = torch.zeros(())
     seen = 0
-    epochs = settings.local_epochs if epochs is None else epochs
     for epoch in range(epochs):
         total, correct = torch.zeros(()), torch.zeros(())
         for index in batches(len(y), settings.batch_size, rng):
             chosen = torch.from_numpy(index)
             target = y[chosen]
-            optimizer.zero_grad(set_to_none=True)
-            output = model(x[chosen])
+            optimizer.clear()
+            with autocast(settings):
+                output = model(x[chosen])
+            output = output.float()
             loss = loss_function(output, target)
             loss.backward()  # type: ignore[no-untyped-call]
             if proximal_mu:
@@ -158,14 +187,10 @@ def _train(
             total = total + loss.detach() * len(index)
             correct = correct + (output.detach().argmax(1) == target).sum()
             seen += len(index)
-        if not math.isfinite(float(total)):
-            raise TrainingError(
-                f"the loss is {float(total)} after epoch {epoch + 1}; "
-                f"lower {lr_key} (now {optimizer.param_groups[0]['lr']:g})"
-            )
+        check_loss(float(total), epoch + 1, lr_key, lr)
     mean = float(total) / len(y)
-    accuracy = _r_squared(mean, y) if data.classes == 1 else float(correct) / len(y)
-    return Trained(mean, accuracy, seen, optimizer)
+    accuracy = r_squared(mean, y) if data.classes == 1 else float(correct) / len(y)
+    return Trained(mean, accuracy, seen, optimizer.slots)
 
 
 def _pull_back(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> None:
@@ -175,23 +200,10 @@ def _pull_back(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -
     torch._foreach_add_([p.grad for p, _ in pairs], moved, alpha=mu)  # type: ignore[misc]
 
 
-def _r_squared(loss: float, y: Tensor) -> float:
+def r_squared(loss: float, y: Tensor) -> float:
     """Return 1 - squared error / variance; where targets are all alike, 1 if met and else 0."""
     spread = float(y.float().var(correction=0))
     return 1.0 - loss / spread if spread > 0 else float(loss == 0)
-
-
-def _masks(model: nn.Module, mask: Mask | None) -> list[tuple[nn.Parameter, Tensor]]:
-    """Pair each masked parameter with its mask in the parameter's memory layout."""
-    if mask is None:
-        return []
-    parameters = dict(model.named_parameters())
-    pairs = []
-    for name, bits in mask.items():
-        factor = torch.empty_like(parameters[name])
-        factor.copy_(torch.from_numpy(np.array(bits)))
-        pairs.append((parameters[name], factor))
-    return pairs
 
 
 @torch.no_grad()
@@ -207,35 +219,7 @@ def evaluate(model: nn.Module, data: Dataset) -> Evaluated:
     model.train(training)
     loss = float(loss_of(data.classes)(outputs, y))
     if data.classes == 1:
-        accuracy = _r_squared(loss, y)
+        accuracy = r_squared(loss, y)
     else:
         accuracy = float((outputs.argmax(1) == y).float().mean())
     return Evaluated(loss, accuracy, len(y))
-
-
-def optimizer_slots(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, State]:
-    """Return the optimizer's tensors by slot and parameter name, to outlive a round."""
-    slots: dict[str, State] = {}
-    named = dict(model.named_parameters())
-    for state in optimizer.state.values():
-        slots.update({slot: {} for slot, value in state.items() if isinstance(value, Tensor)})
-    for slot, values in slots.items():
-        for name, parameter in named.items():
-            value = optimizer.state.get(parameter, {}).get(slot)
-            if value is None:  # no gradient has reached it
-                value = torch.zeros(() if slot == "step" else parameter.shape)
-            values[name] = np.array(value.detach(), np.float32, order="C")
-    return slots
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, slots: Mapping[str, State]
-) -> None:
-    """Give an optimizer the tensors that `optimizer_slots` returned."""
-    for slot, values in slots.items():
-        for name, parameter in model.named_parameters():
-            if name in values:
-                stored = torch.from_numpy(np.array(values[name]))
-                if stored.ndim:
-                    stored = torch.empty_like(parameter).copy_(stored)
-                optimizer.state[parameter][slot] = stored

@@ -1,7 +1,15 @@
 """The sparse payload format and its place in Flower's records."""
 
 from fedsparse.wire.masks import decode_mask, encode_mask
-from fedsparse.wire.payload import Decoded, decode, decode_kept, encode, payload_size
+from fedsparse.wire.payload import (
+    Decoded,
+    decode,
+    decode_flat,
+    decode_kept,
+    encode,
+    encode_kept,
+    payload_size,
+)
 from fedsparse.wire.records import (
     is_payload,
     pack,
@@ -16,9 +24,11 @@ __all__ = [
     "Decoded",
     "Schema",
     "decode",
+    "decode_flat",
     "decode_kept",
     "decode_mask",
     "encode",
+    "encode_kept",
     "encode_mask",
     "is_payload",
     "pack",

@@ -29,6 +29,7 @@ from fedsparse.errors import WireError
 from fedsparse.sparsity.mask import Mask, State
 from fedsparse.wire import index_coding, values
 from fedsparse.wire.schema import Schema
+from fedsparse.wire.values import KINDS
 
 MAGIC = b"FSPW"
 VERSION = 1
@@ -40,6 +41,8 @@ _CRC = struct.Struct("<I")
 _DIGEST = 16
 NONZERO = 4
 """Index kind of a masked tensor that is sent dense: its kept entries are those not zero."""
+
+UNLIKE = "the payload is masked unlike the model that was sent"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,31 @@ def encode(
     return body + _CRC.pack(zlib.crc32(body))
 
 
+def encode_kept(
+    kept: State, schema: Schema, mask: Mask | None, *, values: Kind | str = "f32"
+) -> bytes:
+    """Return the payload that `decode_kept` reads: what `encode` makes in mode "shared".
+
+    `kept` holds, in the schema's order, of a masked tensor the kept values alone. Without a
+    mask the payload is that of the whole state. Raises WireError for values that do not fit.
+    """
+    counts = {} if mask is None else mask.layer_kept()
+    for name, shape in schema.tensors:
+        value = kept.get(name)
+        if value is None or value.size != counts.get(name, math.prod(shape)):
+            raise WireError(f"'{name}' does not have as many values as its mask or shape says")
+        if value.dtype != np.float32:
+            raise WireError(f"'{name}' is {value.dtype}; pass float32")
+    if mask is None:
+        return encode({n: kept[n].reshape(shape) for n, shape in schema.tensors}, values=values)
+    if values not in KINDS:
+        raise WireError(f"values '{values}' is unknown; choose one of: {', '.join(KINDS)}")
+    head = _HEAD.pack(MAGIC, VERSION, MODES.index("shared"), KINDS.index(values), schema.digest)
+    pieces = (_value_piece(kept[name], values).write() for name in schema.names)
+    body = b"".join([head, mask.digest, *pieces])
+    return body + _CRC.pack(zlib.crc32(body))
+
+
 def payload_size(
     state: State,
     *,
@@ -96,9 +124,7 @@ def _plan(state: State, mask: Mask | None, mode: str, base: Mask | None, kind: s
         return _shortest(state, mask, base, kind)
     if mode not in MODES:
         raise WireError(f"mode '{mode}' is unknown; choose one of: auto, {', '.join(MODES)}")
-    head = _HEAD.pack(
-        MAGIC, VERSION, MODES.index(mode), values.KINDS.index(kind), Schema.of(state).digest
-    )
+    head = _HEAD.pack(MAGIC, VERSION, MODES.index(mode), KINDS.index(kind), Schema.of(state).digest)
     pieces = [_literal(head), _literal(_mask_part(state, mask, mode, base))]
     for name, array in state.items():
         if mask is None or name not in mask:
@@ -109,8 +135,8 @@ def _plan(state: State, mask: Mask | None, mode: str, base: Mask | None, kind: s
 
 
 def _check(state: State, mask: Mask | None, kind: str) -> None:
-    if kind not in values.KINDS:
-        raise WireError(f"values '{kind}' is unknown; choose one of: {', '.join(values.KINDS)}")
+    if kind not in KINDS:
+        raise WireError(f"values '{kind}' is unknown; choose one of: {', '.join(KINDS)}")
     for name, array in state.items():
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
             raise WireError(f"'{name}' is {getattr(array, 'dtype', type(array))}; pass float32")
@@ -263,12 +289,40 @@ def decode_kept(payload: bytes, schema: Schema, mask: Mask | None, *, finite: bo
     quick as `decode` at a density of 0.05. Raises WireError as `decode` does, and for a
     payload under another mask.
     """
+    return _kept_values(*_open(payload, schema), schema, mask, finite)
+
+
+def decode_flat(
+    payload: bytes, schema: Schema, mask: Mask | None, *, finite: bool = True
+) -> NDArray[np.float32]:
+    """Return what `decode_kept` does as one vector, tensor by tensor in the schema's order.
+
+    Where the payload holds just that vector it is read in one go and, if it is aligned, not
+    copied; it may then not be written to. Raises WireError as `decode_kept` does.
+    """
     mode, kind, reader = _open(payload, schema)
+    if kind != "f32" or (mode, mask is None) not in (("shared", False), ("full", True)):
+        kept = _kept_values(mode, kind, reader, schema, mask, finite)
+        return np.concatenate([value.reshape(-1) for value in kept.values()])
+    count = schema.entries
+    if mask is not None:
+        _held(mode, reader, (mask,), schema)
+        count += mask.kept - mask.size
+    elif _masked_names(mode, reader, schema):
+        raise WireError(UNLIKE)
+    flat = values.read(reader.take(values.size(kind, count)), kind, count, finite)
+    reader.end()
+    return flat if flat.flags.aligned else flat.copy()
+
+
+def _kept_values(
+    mode: str, kind: str, reader: "_Reader", schema: Schema, mask: Mask | None, finite: bool
+) -> State:
     if mask is None or mode != "shared":
         masks = () if mask is None else (mask,)
         decoded = _decoded(mode, kind, reader, schema, masks, finite)
         if decoded.mask != mask:
-            raise WireError("the payload is masked unlike the model that was sent")
+            raise WireError(UNLIKE)
         kept = dict(mask.items()) if mask is not None else {}
         return {n: v[kept[n]] if n in kept else v for n, v in decoded.state.items()}
     _held(mode, reader, (mask,), schema)
@@ -311,11 +365,11 @@ def _open(payload: bytes, schema: Schema) -> tuple[str, str, _Reader]:
         raise WireError("the payload is damaged: its checksum does not match")
     if digest != schema.digest:
         raise WireError("the payload is of another model; both sides need one [model]")
-    if mode >= len(MODES) or kind >= len(values.KINDS) or payload[7]:
+    if mode >= len(MODES) or kind >= len(KINDS) or payload[7]:
         raise WireError(f"payload mode {mode} with values {kind} is unknown")
     reader = _Reader(memoryview(payload)[: -_CRC.size])
     reader.take(_HEAD.size)
-    return MODES[mode], values.KINDS[kind], reader
+    return MODES[mode], KINDS[kind], reader
 
 
 def _held(mode: str, reader: _Reader, masks: Collection[Mask], schema: Schema) -> Mask | None:

@@ -4,24 +4,23 @@ from collections.abc import Iterator
 
 import pytest
 import ray
-from flwr.app import Metadata
 from ray.exceptions import ObjectLostError, OwnerDiedError
 
 from fedsparse.errors import GridError
 from simulations import flower_internals, worker_pool
 from simulations.grid import CohortGrid
+from simulations.parcels import Parcel
 from simulations.ray_workers import RayExecutor, Work
-from simulations.worker_pool import Parcel
 from tests.simulations.test_grid import ask
 from tests.simulations.third_party_app import app
 
 PATH = "tests.simulations.third_party_app:app"
 CLIENTS = 5
-METADATA = Metadata(1, "", 1, 1, "", "", 0.0, 1.0, "train")
+NOWHERE = flower_internals.Address("", 1, 0.0)
 
 
 def parcels(*clients: int) -> list[Parcel]:
-    return [Parcel(client, 100, METADATA, {}, {}, None, {}) for client in clients]
+    return [Parcel(client, 0, NOWHERE, None) for client in clients]
 
 
 def clients(batch: list[Parcel]) -> list[int]:
@@ -34,6 +33,13 @@ def test_clients_go_to_the_worker_of_their_number_half_of_the_rest_at_a_time():
     assert clients(work.take(1)) == [1, 3, 5]
     assert clients(work.take(0)) == [6]
     assert clients(work.take(0)) == [8]
+
+
+def test_a_batch_is_not_smaller_than_is_worth_handing_out():
+    work = Work(parcels(*range(10)), 2, least=4)
+    assert clients(work.take(0)) == [0, 2, 4, 6]
+    assert clients(work.take(0)) == [8]
+    assert clients(work.take(0)) == [3, 5, 7, 9]
 
 
 def test_an_idle_worker_takes_over_the_end_of_the_longest_queue():
@@ -114,13 +120,13 @@ def test_a_result_that_was_lost_with_its_node_is_asked_for_again(cluster, monkey
         ask(grid, "count")
         get, failed = ray.get, []
 
-        def lose_the_second(ref):
+        def lose_the_first(ref):
             failed.append(ref)
-            if len(failed) == 2:
+            if len(failed) == 1:
                 raise error(ref.hex(), None, "")
             return get(ref)
 
-        monkeypatch.setattr(ray, "get", lose_the_second)
+        monkeypatch.setattr(ray, "get", lose_the_first)
         replies = ask(grid, "count")
     assert [reply.content["metrics"]["n"] for reply in replies] == [2] * CLIENTS
     assert len(failed) > CLIENTS

@@ -11,9 +11,10 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import strategy as flower
 
 from simulations import flower_internals as internals
-from simulations import ray_workers
-from simulations.grid import CohortGrid, Task
+from simulations.grid import CohortGrid
+from simulations.parcels import enclosed, pack
 from simulations.ray_workers import RayExecutor
+from simulations.tasks import Task
 from tests.simulations.test_grid import ask, kept
 from tests.simulations.third_party_app import app
 
@@ -82,18 +83,22 @@ def test_what_comes_back_from_workers_is_held_once(grid):
     assert len({id(content) for content in kept(grid)}) == 1
 
 
-def test_a_batch_is_sent_with_the_models_that_it_names_alone(grid):
+def test_a_batch_is_sent_with_the_letters_and_models_that_it_names_alone(grid):
     nodes = list(grid.get_node_ids())[:3]
     first, second = start(), start()
     messages = [
         Message(RecordDict({"arrays": model}), node, "train")
         for model, node in zip((first, second, first), nodes, strict=True)
     ]
-    parcels, models = ray_workers._pack([Task(i, CLIENTS, m, None) for i, m in enumerate(messages)])
-    assert len(models) == 2
-    assert ray_workers._named(parcels, models) == {0: models[0], 1: models[1]}
-    assert ray_workers._named(parcels[1:2], models) == {1: models[1]}
-    assert ray_workers._named(parcels[::2], models) == {0: models[0]}
+    config = {"lr": 0.1}
+    tasks = [Task(i, CLIENTS, m, None, config) for i, m in enumerate(messages)]
+    parcels, letters, models = pack(tasks)
+    assert [parcel.letter for parcel in parcels] == [0, 1, 0]
+    assert [letter.models for letter in letters] == [{"arrays": 0}, {"arrays": 1}]
+    named = {0: letters[0], 1: letters[1]}
+    assert enclosed(parcels, letters, models) == (named, {0: models[0], 1: models[1]})
+    assert enclosed(parcels[1:2], letters, models) == ({1: letters[1]}, {1: models[1]})
+    assert enclosed(parcels[::2], letters, models) == ({0: letters[0]}, {0: models[0]})
 
 
 def test_clients_of_unlike_models_each_train_their_own(grid):

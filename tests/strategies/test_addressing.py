@@ -84,9 +84,9 @@ def test_of_many_clients_that_are_missing_the_first_are_named():
 class Stopping(InlineExecutor):
     """Time is up after the second client."""
 
-    def run(self, tasks, timeout):
+    def run(self, tasks, timeout, reader=None):
         """Answer for two clients alone."""
-        yield from super().run(tasks[:2], None)
+        yield from super().run(tasks[:2], None, reader)
 
 
 def test_a_client_that_the_time_limit_left_out_was_sent_nothing():

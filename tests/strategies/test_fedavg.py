@@ -6,8 +6,9 @@ import pytest
 from fedsparse import messages, wire
 from fedsparse.errors import ConfigError
 from simulations.grid import CohortGrid
-from strategies.base import Reply, weighted_mean
 from strategies.fedavg import FedAvg
+from strategies.replies import Reply
+from strategies.sums import weighted_mean
 from strategies.task import Task
 from tests.strategies.stage import constant, payload, play, reply, stage
 from tests.tiny_runs import tiny
@@ -128,9 +129,9 @@ def test_a_round_costs_one_dense_payload_each_way_for_each_client():
 
 
 def test_the_mean_is_rounded_once():
-    """Summed in double precision: single precision would be off in the last bit."""
+    """Summed exactly: single precision would be off in the last bit, and so are shares at ties."""
     rng = np.random.default_rng(0)
     values = rng.standard_normal((3, 1000), dtype=np.float32)
     replies = [Reply(k, n, {"w": values[k]}, 0.0, None) for k, n in enumerate((1, 3, 7))]
-    exact = (values.astype(np.float64) * np.array([[1], [3], [7]]) / 11).sum(0)
+    exact = (values.astype(np.float64) * np.array([[1], [3], [7]])).sum(0) / 11
     assert np.array_equal(weighted_mean(replies)["w"], exact.astype(np.float32))

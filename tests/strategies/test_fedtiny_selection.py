@@ -12,7 +12,9 @@ from fedsparse.runs import RunFolder, checkpoint
 from fedsparse.sparsity import Mask
 from fedsparse.training import batchnorm, local
 from simulations.grid import CohortGrid
-from strategies.base import Answer, Reply, weighted_mean
+from strategies.base import Answer
+from strategies.replies import Reply
+from strategies.sums import weighted_mean
 from strategies.task import Task, masked
 from tests.strategies.stage import payload, play, reply, stage
 from tests.tiny_runs import model_bytes, rows, run
@@ -304,7 +306,7 @@ def test_else_batchnorm_statistics_are_the_mean_of_the_clients(setting):
     mask = strategy.mask
     asked = strategy.configure_train(1, strategy.arrays(), None, grid)
     replies = grid.send_and_receive(asked)
-    expected = weighted_mean([strategy._read(k, reply) for k, reply in enumerate(replies)])
+    expected = weighted_mean([strategy.reader().read(k, reply) for k, reply in enumerate(replies)])
     strategy.aggregate_train(1, replies)
     assert (strategy.mask != mask) == ("reestimate" in setting)
     for name in batchnorm.statistics(strategy.task.model):

@@ -8,7 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 from fedsparse.errors import ConfigError
 from fedsparse.sparsity import Mask
-from strategies.seats import masked_mean, shared_counts, submask
+from strategies.replies import Reply
+from strategies.seats import shared_counts, submask
+from strategies.sums import mean_of
 from tests.strategies.stage import stage
 
 SHAPES = {"a": (2, 4), "b": (6,)}
@@ -50,14 +52,10 @@ def test_a_weight_is_the_mean_over_the_clients_that_keep_it():
     state = {"w": np.array([1, 2, 3, 4], np.float32), "bias": np.array([0.5], np.float32)}
     first = Mask.from_arrays({"w": bits("1100")})
     second = Mask.from_arrays({"w": bits("0110")})
-    mean = masked_mean(
-        state,
-        Mask.from_arrays({"w": bits("1111")}),
-        [
-            (1, {"w": np.array([10, 20], np.float32), "bias": np.array([1], np.float32)}, first),
-            (3, {"w": np.array([40, 60], np.float32), "bias": np.array([5], np.float32)}, second),
-        ],
-    )
+    one = {"w": np.array([10, 20], np.float32), "bias": np.array([1], np.float32)}
+    other = {"w": np.array([40, 60], np.float32), "bias": np.array([5], np.float32)}
+    replies = [Reply(0, 1, one, 0.0, None, mask=first), Reply(1, 3, other, 0.0, None, mask=second)]
+    mean = mean_of(replies, state, Mask.from_arrays({"w": bits("1111")}))
     assert mean["w"].tolist() == [10, 35, 60, 4]
     assert mean["bias"].tolist() == [4]
 
@@ -66,7 +64,8 @@ def test_what_the_global_mask_prunes_stays_zero():
     state = {"w": np.array([0, 2, 3], np.float32)}
     mask = Mask.from_arrays({"w": bits("011")})
     part = Mask.from_arrays({"w": bits("010")})
-    mean = masked_mean(state, mask, [(2, {"w": np.array([8], np.float32)}, part)])
+    trained = {"w": np.array([8], np.float32)}
+    mean = mean_of([Reply(0, 2, trained, 0.0, None, mask=part)], state, mask)
     assert mean["w"].tolist() == [0, 8, 3]
 
 

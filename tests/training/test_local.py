@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from fedsparse.config import ClientConfig
 from fedsparse.data import Dataset
@@ -44,13 +46,17 @@ def test_pruned_weights_and_their_optimizer_state_stay_exactly_zero(data, optimi
     mask.apply_({name: model.get_parameter(name).data for name in mask.names})
     settings = ClientConfig(optimizer=optimizer, weight_decay=0.1, batch_size=16, local_epochs=3)
     trained = local.train(model, data, settings, rng=rng(), mask=mask)
+    slots = trained.slots()
+    assert set(slots) == {
+        "sgd": {"momentum_buffer"}, "adam": {"step", "exp_avg", "exp_avg_sq"}
+    }[optimizer]  # fmt: skip
     for name in mask.names:
-        parameter = model.get_parameter(name)
-        assert not parameter.detach().numpy()[~mask[name]].any()
-        assert parameter.detach().numpy()[mask[name]].all()
-        for slot in trained.optimizer.state[parameter].values():
-            if slot.ndim:
-                assert not slot.numpy()[~mask[name]].any()
+        weight = model.get_parameter(name).detach().numpy()
+        assert not weight[~mask[name]].any()
+        assert weight[mask[name]].all()
+        for values in slots.values():
+            if values[name].ndim:
+                assert not values[name][~mask[name]].any()
 
 
 def test_a_full_mask_trains_like_no_mask(data):
@@ -62,6 +68,51 @@ def test_a_full_mask_trains_like_no_mask(data):
     assert all(
         torch.equal(a, b) for a, b in zip(masked.parameters(), plain.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_it_is_the_plain_loop_with_masked_gradients(optimizer):
+    """Convolutions in channels_last, the optimizer fused, against torch's plain forms."""
+    draw = np.random.default_rng(0)
+    images = Dataset(draw.normal(size=(20, 3, 6, 6)).astype(np.float32), draw.integers(0, 2, 20), 2)
+
+    def convolutions() -> nn.Module:
+        torch.manual_seed(0)
+        inner = (nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1))
+        return nn.Sequential(*inner, nn.Flatten(), nn.Linear(96, 2))
+
+    ours = convolutions().to(memory_format=torch.channels_last)
+    plain = convolutions()
+    bits = torch.from_numpy(draw.random((4, 3, 3, 3)) < 0.5)
+    settings = ClientConfig(
+        lr=0.01, batch_size=8, local_epochs=2, weight_decay=0.1, optimizer=optimizer
+    )
+    mask = Mask.from_arrays({"0.weight": bits.numpy()})
+    for model in (ours, plain):
+        mask.apply_({"0.weight": model[0].weight.data})
+    local.train(ours, images, settings, rng=rng(), mask=mask, proximal_mu=0.5)
+    x, y = torch.from_numpy(images.x), torch.from_numpy(images.y)
+    weights = [p.detach() for p in plain.parameters()]
+    start, first, second = ([f(w) for w in weights] for f in (torch.clone, *[torch.zeros_like] * 2))
+    steps, each = [torch.tensor(0.0) for _ in weights], {"lr": 0.01, "weight_decay": 0.1}
+    generator = rng()
+    for index in (b for _ in range(2) for b in local.batches(20, 8, generator)):
+        loss = nn.functional.cross_entropy(plain(x[index]), y[index])
+        gradients = list(torch.autograd.grad(loss, list(plain.parameters())))
+        gradients = [g + 0.5 * (w - s) for g, w, s in zip(gradients, weights, start, strict=True)]
+        gradients[0] *= bits
+        if optimizer == "adam":
+            adam(
+                weights, gradients, first, second, [], steps, foreach=False, amsgrad=False,
+                beta1=0.9, beta2=0.999, eps=1e-8, maximize=False, **each,
+            )  # fmt: skip
+        else:
+            sgd(
+                weights, gradients, first, foreach=False, momentum=0.9, dampening=0.0,
+                nesterov=False, maximize=False, **each,
+            )  # fmt: skip
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        np.testing.assert_allclose(one.detach(), other.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_training_learns(data):
@@ -100,9 +151,12 @@ def test_a_client_with_one_sample_trains(data):
     assert local.train(net(), one, ClientConfig(), rng=rng()).samples == 1
 
 
-def test_a_loss_that_is_not_finite_is_a_typed_error(data):
-    with pytest.raises(TrainingError, match=r"lower client\.lr"):
+def test_a_loss_or_a_weight_that_is_not_finite_is_a_typed_error(data):
+    with pytest.raises(TrainingError, match=r"loss is .*; lower client\.lr"):
         local.train(net(), data, ClientConfig(lr=1e30, local_epochs=5), rng=rng())
+    few = Dataset(data.x[:8], data.y[:8], 2)  # one step: its loss was fine
+    with pytest.raises(TrainingError, match=r"weights are not finite .*; lower client\.lr"):
+        local.train(net(), few, ClientConfig(lr=3e38, weight_decay=100.0), rng=rng())
 
 
 def test_optimizer_state_goes_round(data):
@@ -111,7 +165,7 @@ def test_optimizer_state_goes_round(data):
     generator = rng()
     local.train(straight, data, settings, rng=generator)
     first = local.train(broken, data, settings, rng=rng())
-    slots = local.optimizer_slots(first.optimizer, broken)
+    slots = first.slots()
     assert set(slots) == {"step", "exp_avg", "exp_avg_sq"}
     again, fresh = net(), net()
     local.train(again, data, settings, rng=rng(), optimizer_state=slots)
@@ -175,5 +229,5 @@ def test_a_parameter_that_no_gradient_reaches_stays_as_it_is(data, settings):
         model, data, ClientConfig(**settings), rng=rng(), mask=mask, proximal_mu=0.1
     )
     assert torch.equal(model.idle.weight, before)
-    for values in local.optimizer_slots(trained.optimizer, model).values():
+    for values in trained.slots().values():
         assert list(values) == [name for name, _ in model.named_parameters()]

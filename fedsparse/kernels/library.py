@@ -1,0 +1,223 @@
+"""The compiled kernels: found, loaded and checked once a process; their C structs in numpy.
+
+`src/api.h` says what each field means. Calls release Python's lock.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsparse.kernels.build import LIBRARY
+
+ABI = 3
+BLOCK = 16_384
+"""Weights whose gradient exists at one time in the search for the largest."""
+SWITCH = "FEDSPARSE_KERNELS"
+"""Names an instruction set (baseline, avx2, avx512), or off."""
+
+CONV, NORM, RELU, MAX_POOL, AVERAGE_POOL, ADD, COPY = range(7)
+OPTIMIZERS = {"sgd": 0, "momentum": 1, "adam": 2}
+EVALUATING, TRAINING, GROWING = range(3)
+DONE, NOT_FINITE, ONE_VALUE = range(3)
+
+TENSOR = np.dtype(
+    [
+        *((name, np.int32) for name in ("channels", "height", "width")),
+        *((name, np.int32) for name in ("halo", "gradient_halo", "maker")),
+        *((name, np.int64) for name in ("value", "gradient")),
+    ],
+    align=True,
+)
+OP = np.dtype(
+    [
+        *((name, np.int32) for name in ("kind", "input", "other", "output")),
+        *((name, np.int32) for name in ("input_first", "other_first")),
+        *((f"{name}_{axis}", np.int32) for name in ("kernel", "stride") for axis in "hw"),
+        *((f"{name}_{axis}", np.int32) for name in ("pad", "dilation") for axis in "hw"),
+        *((name, np.int32) for name in ("groups", "sparse")),
+        *((name, np.int64) for name in ("weight", "bias", "kept", "positions", "index")),
+        *((name, np.int64) for name in ("mean", "variance", "saved")),
+        ("epsilon", np.float32),
+        ("momentum", np.float32),
+        ("relu", np.int32),
+        ("cap", np.float32),
+    ],
+    align=True,
+)
+
+_Pointer = ctypes.c_void_p
+
+
+class Model(ctypes.Structure):
+    """FsModel: the operations, the tensors, and how much room they need."""
+
+    _fields_ = [
+        *((name, _Pointer) for name in ("tensors", "ops", "positions", "index")),
+        *((name, ctypes.c_int32) for name in ("tensor_count", "op_count", "input", "output")),
+        *((name, ctypes.c_int64) for name in ("index_words", "pixels", "saved", "parameters")),
+    ]
+
+
+class Settings(ctypes.Structure):
+    """FsSettings: the optimizer and its constants."""
+
+    _fields_ = [
+        ("optimizer", ctypes.c_int32),
+        *((name, ctypes.c_float) for name in ("lr", "momentum", "weight_decay", "beta1")),
+        *((name, ctypes.c_float) for name in ("beta2", "epsilon", "proximal")),
+    ]
+
+
+class Work(ctypes.Structure):
+    """FsWork: the memory that a pass over samples works on."""
+
+    _fields_ = [
+        *((name, _Pointer) for name in ("arena", "parameters", "gradients", "buffers")),
+        *((name, _Pointer) for name in ("x", "y", "targets")),
+        *((name, ctypes.c_int32) for name in ("lanes", "frozen", "track")),
+    ]
+
+
+class Sums(ctypes.Structure):
+    """FsSums: loss and right answers of an epoch."""
+
+    _fields_ = [("loss", ctypes.c_double), ("correct", ctypes.c_int64)]
+
+
+class Growth(ctypes.Structure):
+    """FsGrowth: one layer's largest gradients of pruned weights."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("op", "unused")),
+        ("wanted", ctypes.c_int64),
+        *((name, _Pointer) for name in ("entries", "position", "value")),
+        ("found", ctypes.c_int64),
+    ]
+
+
+_M, _W = ctypes.POINTER(Model), ctypes.POINTER(Work)
+_INT, _LONG = ctypes.c_int32, ctypes.c_int64
+
+
+class Api(ctypes.Structure):
+    """FsApi: the functions of one instruction set."""
+
+    _fields_ = [
+        ("width", _INT),
+        ("index_words", ctypes.CFUNCTYPE(_LONG, _M, _INT)),
+        ("compile", ctypes.CFUNCTYPE(None, _M)),
+        ("arena_floats", ctypes.CFUNCTYPE(_LONG, _M, _INT, _INT)),
+        ("forward", ctypes.CFUNCTYPE(None, _M, _W, _Pointer, _INT)),
+        ("backward", ctypes.CFUNCTYPE(None, _M, _W, _INT)),
+        (
+            "train",
+            ctypes.CFUNCTYPE(
+                _INT,
+                *(_M, _W, ctypes.POINTER(Settings), _Pointer, _Pointer, ctypes.POINTER(_LONG)),
+                *(_Pointer, _Pointer, _INT, _INT, ctypes.POINTER(Sums), ctypes.POINTER(_INT)),
+            ),
+        ),
+        ("evaluate", ctypes.CFUNCTYPE(None, _M, _W, _LONG, ctypes.POINTER(Sums), _Pointer)),
+        (
+            "grow",
+            ctypes.CFUNCTYPE(_INT, _M, _W, _Pointer, _INT, ctypes.POINTER(Growth), _INT),
+        ),
+        (
+            "add_exact",
+            ctypes.CFUNCTYPE(None, _Pointer, _LONG, ctypes.c_double, _Pointer, _Pointer),
+        ),
+    ]
+
+
+class Unavailable(Exception):
+    """The kernels cannot be used here; the message says why."""
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    for path in _candidates():
+        try:
+            library = ctypes.CDLL(str(path))
+            library.fs_api.restype = ctypes.POINTER(Api)
+            library.fs_api.argtypes = [ctypes.c_char_p]
+            for name in ("fs_isa", "fs_version", "fs_compiler"):
+                getattr(library, name).restype = ctypes.c_char_p
+            if library.fs_abi() == ABI:
+                return library
+        except (OSError, AttributeError):
+            continue
+    raise Unavailable("the kernels were not compiled when fedsparse was installed")
+
+
+def _candidates() -> Iterator[Path]:
+    """Yield where the library can lie: beside this file, or in an installation.
+
+    `flwr run .` puts a copy of the sources first on the path, without the library.
+    """
+    folders = [Path(__file__).parent]
+    folders += [Path(entry or ".") / "fedsparse" / "kernels" for entry in sys.path]
+    for folder in dict.fromkeys(folder.absolute() for folder in folders):
+        if (path := folder / LIBRARY).is_file():
+            yield path
+
+
+@lru_cache(maxsize=8)
+def load(wanted: str = "") -> Api:
+    """Return the functions of an instruction set; the widest, or $FEDSPARSE_KERNELS, if ''.
+
+    Raises Unavailable when they are not compiled, not for this processor, or switched off.
+    """
+    found = _library().fs_api(wanted.encode() or None)
+    if not found:
+        name = wanted or os.environ.get(SWITCH, "")
+        raise Unavailable(
+            f"the kernels are switched off by {SWITCH}=off"
+            if name == "off"
+            else f"the kernels have no form '{name}' for this processor"
+        )
+    api: Api = found.contents
+    return api
+
+
+Adder = Callable[[NDArray[np.float32], float, NDArray[np.float64], NDArray[np.float64]], None]
+
+
+def exact_adder() -> Adder | None:
+    """Return add(values, weight, coarse, fine) over contiguous arrays; None without kernels."""
+    try:
+        call = load().add_exact
+    except Unavailable:
+        return None
+
+    def add(
+        values: NDArray[np.float32],
+        weight: float,
+        coarse: NDArray[np.float64],
+        fine: NDArray[np.float64],
+    ) -> None:
+        call(
+            values.__array_interface__["data"][0],
+            len(values),
+            weight,
+            coarse.__array_interface__["data"][0],
+            fine.__array_interface__["data"][0],
+        )
+
+    return add
+
+
+def describe() -> dict[str, str]:
+    """Return the instruction set that runs, its compiler and version; raises Unavailable."""
+    load()
+    library = _library()
+    return {
+        "instruction_set": library.fs_isa().decode(),
+        "compiler": library.fs_compiler().decode(),
+        "version": library.fs_version().decode(),
+    }

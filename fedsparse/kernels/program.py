@@ -1,0 +1,385 @@
+"""A plan made ready to run: a whole local round, a test or a search in one native call.
+
+A program is made once a process for a graph, a mask and a rule; clients differ in the values
+that they bring. Nothing here draws random numbers: the order of samples is given.
+"""
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsparse.errors import ModelError
+from fedsparse.kernels import library, plan
+from fedsparse.kernels.nodes import Graph
+from fedsparse.kernels.rule import Rule
+from fedsparse.sparsity import Mask, State
+
+Floats = NDArray[np.float32]
+LANES = 16
+"""Samples stand side by side in multiples of this."""
+TEST_LANES = 64
+"""Samples of one pass of a test."""
+ALIGNMENT = 64
+
+
+@dataclass
+class Values:
+    """What one client brings and takes away: parameters and running statistics, flat."""
+
+    parameters: Floats
+    buffers: Floats
+
+    def copy(self) -> "Values":
+        """Return values of their own."""
+        return Values(self.parameters.copy(), self.buffers.copy())
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer's name (sgd, momentum, adam), constants and the proximal term's weight."""
+
+    name: str
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    proximal_mu: float = 0.0
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """What it keeps of each parameter, as torch calls it."""
+        return {"sgd": (), "momentum": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq")}[
+            self.name
+        ]
+
+
+@dataclass
+class Outcome:
+    """What local training came to: sums over the last epoch, and how it ended."""
+
+    loss: float = 0.0
+    correct: int = 0
+    epochs: int = 0
+    status: int = library.DONE
+
+
+@dataclass
+class Slots:
+    """An optimizer's state: each slot flat like the parameters, one after the other."""
+
+    values: Floats
+    steps: int = 0
+
+
+def _aligned(floats: int) -> Floats:
+    """Return zeros at a multiple of 64 bytes."""
+    raw = np.zeros(floats + ALIGNMENT // 4, np.float32)
+    shift = -raw.ctypes.data % ALIGNMENT // 4
+    return raw[shift : shift + floats]
+
+
+def _address(array: NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+@dataclass
+class _Room:
+    """Memory that clients use one after another: kept, because making it costs time."""
+
+    arena: Floats
+    gradients: Floats
+    lanes: int
+
+
+class Program:
+    """A model under a mask, ready to train; see `program`, which keeps the ones made last."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        mask: Mask | None,
+        rule: Rule,
+        api: library.Api | None = None,
+        *,
+        input_gradient: bool = False,
+    ) -> None:
+        self.plan = plan.make(graph, mask, rule, input_gradient=input_gradient)
+        self.api = library.load() if api is None else api
+        self.classes = graph.outputs
+        self._model = library.Model(
+            tensors=_address(self.plan.tensors),
+            ops=_address(self.plan.ops),
+            positions=_address(self.plan.positions),
+            tensor_count=len(self.plan.tensors),
+            op_count=len(self.plan.ops),
+            input=self.plan.input,
+            output=self.plan.output,
+            pixels=self.plan.pixels,
+            saved=self.plan.saved,
+            parameters=self.plan.parameters,
+        )
+        self._index = self._compile()
+        self._rooms: dict[tuple[int, int], _Room] = {}
+
+    def _compile(self) -> NDArray[np.int32]:
+        words = len(self.plan.windows)
+        for number, op in enumerate(self.plan.ops):
+            if op["kind"] == library.CONV and op["sparse"]:
+                op["index"] = words
+                words += self.api.index_words(self._model, number)
+        index = np.zeros(words + 1, np.int32)
+        index[: len(self.plan.windows)] = self.plan.windows
+        self._model.index, self._model.index_words = _address(index), words
+        self.api.compile(self._model)
+        return index
+
+    # -- values ---------------------------------------------------------------------------
+
+    def pack(self, state: Mapping[str, NDArray[Any]]) -> Values:
+        """Return a whole state as the kernels hold it; what the mask prunes is left out."""
+        values = Values(self._flat(state), np.zeros(self._buffer_size, np.float32))
+        for name, start, count in self.plan.buffers:
+            values.buffers[start : start + count] = _entry(state, name, (count,))
+        return values
+
+    @property
+    def _buffer_size(self) -> int:
+        return sum(count for _, _, count in self.plan.buffers)
+
+    def _flat(self, state: Mapping[str, NDArray[Any]]) -> Floats:
+        flat = np.zeros(self.plan.parameters, np.float32)
+        for entry in self.plan.entries:
+            value = _entry(state, entry.name, entry.shape)
+            part = flat[entry.offset : entry.offset + entry.stored]
+            whole = np.asarray(value, np.float32).reshape(-1)
+            if entry.sparse:
+                part[:] = whole[entry.kept]
+            elif entry.kept is not None:
+                part[entry.kept] = whole[entry.kept]
+            else:
+                part[:] = whole
+        return flat
+
+    def kept(self, flat: Floats) -> State:
+        """Return each parameter's values: of a masked one the kept alone, others whole."""
+        found: State = {}
+        for entry in self.plan.entries:
+            part = flat[entry.offset : entry.offset + entry.stored]
+            if entry.kept is None:
+                found[entry.name] = part.reshape(entry.shape)
+            else:
+                found[entry.name] = part if entry.sparse else part[entry.kept]
+        return found
+
+    def whole(self, flat: Floats) -> State:
+        """Return each parameter as a whole tensor, zero where pruned."""
+        found: State = {}
+        for entry in self.plan.entries:
+            part = flat[entry.offset : entry.offset + entry.stored]
+            if entry.sparse:
+                dense = np.zeros(prod(entry.shape), np.float32)
+                dense[entry.kept] = part
+                part = dense
+            found[entry.name] = part.reshape(entry.shape).copy()
+        return found
+
+    def statistics(self, values: Values) -> State:
+        """Return the running statistics by name."""
+        return {n: values.buffers[i : i + count].copy() for n, i, count in self.plan.buffers}
+
+    def slots(self, optimizer: Optimizer, saved: Mapping[str, State] | None = None) -> Slots:
+        """Return an optimizer's state: new, or as `named_slots` returned it."""
+        saved = saved or {}
+        parts = [
+            self._flat(saved[slot]) if slot in saved else np.zeros(self.plan.parameters, np.float32)
+            for slot in optimizer.slots
+        ]
+        steps = max((int(s) for s in saved.get("step", {}).values()), default=0)
+        return Slots(np.concatenate([*parts, np.zeros(1, np.float32)]), steps)
+
+    def named_slots(self, optimizer: Optimizer, slots: Slots) -> dict[str, State]:
+        """Return an optimizer's state by slot and parameter, as torch names them."""
+        size = self.plan.parameters
+        found = {
+            slot: self.whole(slots.values[i * size : (i + 1) * size])
+            for i, slot in enumerate(optimizer.slots)
+        }
+        if optimizer.name == "adam":
+            step = np.array(slots.steps, np.float32)
+            found["step"] = {entry.name: step.copy() for entry in self.plan.entries}
+        return found
+
+    # -- work -----------------------------------------------------------------------------
+
+    def arena_bytes(self, samples: int, purpose: int = library.TRAINING) -> int:
+        """Return the bytes of activations, their gradients and scratch for a batch."""
+        return 4 * int(self.api.arena_floats(self._model, _lanes(samples), purpose))
+
+    def train(
+        self,
+        values: Values,
+        x: Floats,
+        y: NDArray[Any],
+        order: NDArray[np.int64],
+        edges: NDArray[np.int64],
+        optimizer: Optimizer,
+        slots: Slots,
+    ) -> Outcome:
+        """Train in place: rows of `x` in the order given, epoch by epoch (epochs, samples).
+
+        `edges` are the bounds of batches within an epoch. One sample alone is trained with
+        BatchNorm's running statistics. `y` holds labels, or float targets of one output.
+        """
+        room = self._room(int(np.diff(edges).max()), library.TRAINING)
+        frozen = order.shape[1] < 2
+        work = self._work(values, room, x, y, frozen=frozen, track=not frozen)
+        start = values.parameters.copy() if optimizer.proximal_mu else None
+        settings = library.Settings(
+            optimizer=library.OPTIMIZERS[optimizer.name],
+            lr=optimizer.lr,
+            momentum=optimizer.momentum,
+            weight_decay=optimizer.weight_decay,
+            beta1=0.9,
+            beta2=0.999,
+            epsilon=1e-8,
+            proximal=optimizer.proximal_mu,
+        )
+        order, edges = np.ascontiguousarray(order), np.ascontiguousarray(edges)
+        sums, steps, done = library.Sums(), ctypes.c_int64(slots.steps), ctypes.c_int32()
+        status = self.api.train(
+            *(self._model, work, settings, _address(slots.values), _address(start)),
+            *(ctypes.byref(steps), _address(order), _address(edges), len(edges) - 1),
+            *(len(order), ctypes.byref(sums), ctypes.byref(done)),
+        )
+        slots.steps = steps.value
+        if status != library.DONE:
+            self._rooms.clear()
+        return Outcome(sums.loss, sums.correct, done.value, status)
+
+    def evaluate(
+        self, values: Values, x: Floats, y: NDArray[Any] | None, *, outputs: bool = False
+    ) -> tuple[Outcome, Floats | None]:
+        """Test with running statistics: sums over all samples, and outputs if wanted."""
+        room = self._room(min(TEST_LANES, len(x)), library.EVALUATING)
+        work = self._work(values, room, x, y, frozen=True, track=False)
+        found = np.empty((len(x), self.classes), np.float32) if outputs else None
+        sums = library.Sums()
+        self.api.evaluate(self._model, work, len(x), ctypes.byref(sums), _address(found))
+        return Outcome(sums.loss, sums.correct), found
+
+    def grow(
+        self, values: Values, x: Floats, y: NDArray[Any], counts: Mapping[str, int]
+    ) -> dict[str, tuple[NDArray[np.int64], Floats]]:
+        """Return by layer the `counts[layer]` largest gradients of pruned weights on one batch.
+
+        Flat positions, ascending, and the gradients there. BatchNorm uses the batch's
+        statistics, its own for one sample, and keeps its running ones.
+        """
+        pruned = {
+            entry.name: 0 if entry.kept is None else prod(entry.shape) - len(entry.kept)
+            for entry in self.plan.entries
+        }
+        most = {name: min(count, pruned[name]) for name, count in counts.items() if count > 0}
+        wanted = {name: count for name, count in most.items() if count}
+        room = self._room(len(x), library.GROWING)
+        work = self._work(values, room, x, y, frozen=len(x) < 2, track=False)
+        requests = (library.Growth * max(1, len(wanted)))()
+        held = []
+        for request, (name, count) in zip(requests, wanted.items(), strict=False):
+            entries = np.empty(2 * (count + library.BLOCK), np.int32)
+            position, value = np.empty(count, np.int32), np.empty(count, np.float32)
+            held.append((entries, position, value))
+            request.op, request.wanted = self.plan.layers[name], count
+            request.entries, request.position = _address(entries), _address(position)
+            request.value = _address(value)
+        rows = np.arange(len(x), dtype=np.int64)
+        status = self.api.grow(self._model, work, _address(rows), len(rows), requests, len(wanted))
+        if status != library.DONE:
+            raise ModelError("BatchNorm needs two values a channel; take more samples")
+        found = {name: (np.empty(0, np.int64), np.empty(0, np.float32)) for name in most}
+        for name, request, (_, position, value) in zip(wanted, requests, held, strict=False):
+            found[name] = position[: request.found].astype(np.int64), value[: request.found]
+        return found
+
+    # -- single passes, for tests and measurements ----------------------------------------
+
+    def forward(self, values: Values, samples: int, *, frozen: bool = False) -> None:
+        """Run forward over the input that lies in the arena; see `activation`."""
+        work = self._work(values, self._room(samples, library.TRAINING), None, None, frozen=frozen)
+        self.api.forward(self._model, work, None, samples)
+
+    def backward(self, values: Values, samples: int, *, frozen: bool = False) -> Floats:
+        """Run backward from the output's gradient in the arena; return those of parameters."""
+        room = self._room(samples, library.TRAINING)
+        work = self._work(values, room, None, None, frozen=frozen)
+        self.api.backward(self._model, work, samples)
+        return room.gradients[: self.plan.parameters]
+
+    def activation(self, tensor: int, samples: int, *, gradient: bool = False) -> Floats:
+        """Return a tensor of the arena, or its gradient, as (channels, height, width, lanes).
+
+        It is a view: what is written to it is what the next pass reads.
+        """
+        room, entry = self._room(samples, library.TRAINING), self.plan.tensors[tensor]
+        halo, lanes = int(entry["gradient_halo" if gradient else "halo"]), room.lanes
+        height, width = int(entry["height"]), int(entry["width"])
+        shape = (int(entry["channels"]), height + 2 * halo, width + 2 * halo, lanes)
+        start = int(entry["gradient" if gradient else "value"]) * lanes
+        whole = room.arena[start : start + prod(shape)].reshape(shape)
+        return whole[:, halo : halo + height, halo : halo + width]
+
+    def _room(self, samples: int, purpose: int) -> _Room:
+        lanes = _lanes(samples)
+        if (lanes, purpose) not in self._rooms:
+            floats = int(self.api.arena_floats(self._model, lanes, purpose))
+            gradients = _aligned(self.plan.parameters + LANES)
+            self._rooms[lanes, purpose] = _Room(_aligned(floats), gradients, lanes)
+        return self._rooms[lanes, purpose]
+
+    def _work(
+        self,
+        values: Values,
+        room: _Room,
+        x: Floats | None,
+        y: NDArray[Any] | None,
+        *,
+        frozen: bool,
+        track: bool = False,
+    ) -> library.Work:
+        labels = y is not None and self.classes > 1
+        return library.Work(
+            arena=_address(room.arena),
+            parameters=_address(values.parameters),
+            gradients=_address(room.gradients),
+            buffers=_address(values.buffers),
+            x=_address(x),
+            y=_address(y) if labels else None,
+            targets=None if labels else _address(y),
+            lanes=room.lanes,
+            frozen=frozen,
+            track=track,
+        )
+
+
+def _entry(state: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a tensor of a state; raises ModelError where it is missing or has another shape."""
+    if name not in state:
+        raise ModelError(f"the state lacks '{name}'; it is of another model")
+    if state[name].shape != shape:
+        raise ModelError(f"'{name}' has shape {state[name].shape}, the model's is {shape}")
+    return state[name]
+
+
+def _lanes(samples: int) -> int:
+    return -(-samples // LANES) * LANES
+
+
+@lru_cache(maxsize=8)
+def program(graph: Graph, mask: Mask | None, rule: Rule) -> Program:
+    """Return the program of a model under a mask; raises library.Unavailable."""
+    return Program(graph, mask, rule)

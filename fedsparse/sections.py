@@ -1,0 +1,167 @@
+"""The sections of a configuration: every key with its default, its bounds and a line on it.
+
+A strategy's own keys stand with the strategy, in a model that derives from
+`StrategySettings`.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+Density = Annotated[float, AfterValidator(_finite), Field(gt=0, le=1)]
+"""The kept fraction of the prunable weights, in (0, 1]."""
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RunConfig(Section):
+    """`[run]`: what is repeated, and how often it is looked at."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63, description="every random stream derives from it")
+    rounds: int = Field(default=20, ge=1, description="rounds of training")
+    eval_every: int = Field(default=1, ge=1, description="rounds between tests of the global model")
+    checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
+    keep_checkpoints: int = Field(default=3, ge=0, description="newest ones kept; 0 keeps all")
+    target_accuracy: Finite | None = Field(
+        default=None, gt=0, le=1, description="what time, bytes and joules to a target count to"
+    )
+
+
+class DataConfig(Section):
+    """`[data]`: where samples come from and how they are dealt to clients."""
+
+    name: str = Field(default="digits", description="see `fedsparse list datasets`")
+    path: str | None = Field(default=None, description="a file, a folder, or an id of the hub")
+    partition: Literal["iid", "dirichlet", "shards", "quantity", "natural", "sampled"] = Field(
+        default="dirichlet", description="how samples are dealt to clients"
+    )
+    alpha: Finite = Field(
+        default=0.5, gt=0, description="concentration of dirichlet, quantity and sampled"
+    )
+    min_per_client: int = Field(default=2, ge=1, description="least samples of a client")
+    shards_per_client: int = Field(default=2, ge=1, description="of sorted labels, for shards")
+    samples_per_client: int = Field(
+        default=32, ge=1, description="sampled: drawn anew for each client from all there are"
+    )
+    column: str | None = Field(default=None, description="column of the natural partition")
+    samples: int | None = Field(
+        default=None, ge=1, description="training samples used; all if unset"
+    )
+    test_samples: int | None = Field(
+        default=None, ge=1, description="of the test set; all if unset"
+    )
+    public_samples: int = Field(default=100, ge=0, description="the server's own one-shot data")
+    client_test_fraction: Finite = Field(
+        default=0.1, ge=0, lt=1, description="of a client's samples, held out for its own test"
+    )
+    features: int = Field(default=50, ge=1, description="synthetic regression: dimension")
+    nonzero: int = Field(default=5, ge=1, description="synthetic regression: true support")
+    noise: Finite = Field(default=0.1, ge=0, description="synthetic: noise level")
+    classes: int = Field(default=10, ge=2, description="synthetic images: classes")
+    image_size: int = Field(default=32, ge=4, description="synthetic images and folders: pixels")
+    channels: Literal[1, 3] = Field(default=3, description="synthetic images and folders")
+
+
+class ModelConfig(Section):
+    """`[model]`: a model of the zoo, or a dotted path to a factory."""
+
+    name: str = Field(default="cnn", description="see `fedsparse list models`")
+    width: Finite = Field(default=1.0, gt=0, le=16, description="factor on the channels")
+
+
+class ClientConfig(Section):
+    """`[client]`: local training."""
+
+    lr: Finite = Field(default=0.05, gt=0, description="learning rate of round 1")
+    lr_decay: Finite = Field(default=1.0, gt=0, le=1, description="factor on lr after each round")
+    batch_size: int = Field(default=32, ge=1, description="samples a step")
+    local_epochs: int = Field(default=1, ge=1, description="passes over the local data a round")
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="masked like the weights")
+    momentum: Finite = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: Finite = Field(default=0.0, ge=0, description="of kept weights")
+    keep_optimizer: bool = Field(default=False, description="momentum outlives the round")
+    backend: Literal["auto", "torch", "native"] = Field(
+        default="auto", description="what trains; auto: native where it covers the model"
+    )
+    precision: Literal["f32", "bf16"] = Field(
+        default="f32", description="of the arithmetic; weights stay f32"
+    )
+    sparse_linear_below: Finite | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="density below which native trains a linear layer sparsely; measured if unset",
+    )
+    sparse_conv_below: Finite | None = Field(
+        default=None, ge=0, le=1, description="the same of a convolution"
+    )
+
+
+class FleetConfig(Section):
+    """`[fleet]`: who takes part, on what devices, and how long the server waits for them."""
+
+    clients: int = Field(default=10, ge=1, description="all there are")
+    clients_per_round: int | None = Field(
+        default=None, ge=1, description="drawn anew each round; all if unset"
+    )
+    min_replies: Finite = Field(
+        default=0.5, gt=0, le=1, description="least fraction that must reply"
+    )
+    evaluate_clients: int = Field(default=100, ge=0, description="clients that test the last model")
+    profile: str | None = Field(
+        default=None, description="a device, a fleet, or a file of one; no simulated clock if unset"
+    )
+    fit: Literal["refuse", "batch", "density", "both"] = Field(
+        default="refuse", description="what is done for a client that cannot hold the training"
+    )
+    deadline: Finite | None = Field(
+        default=None, gt=0, description="simulated seconds after which a round's replies are late"
+    )
+    over_selection: Finite = Field(
+        default=0.0, ge=0, le=10, description="fraction of clients asked beyond those waited for"
+    )
+    dropout: Finite | None = Field(
+        default=None, ge=0, lt=1, description="chance a round; the devices' own if unset"
+    )
+    start_hour: Finite = Field(default=0.0, ge=0, lt=24, description="hour of the day at the start")
+    network_trace: str | None = Field(default=None, description="bandwidth over time, a CSV file")
+    device_trace: str | None = Field(default=None, description="speeds by client, CSV or JSON")
+    availability_trace: str | None = Field(default=None, description="hours by client, CSV or JSON")
+
+
+class EngineConfig(Section):
+    """`[engine]`: the grid that carries messages."""
+
+    name: Literal["auto", "inline", "ray", "flower"] = Field(
+        default="auto", description="auto: ray where it saves time, else inline"
+    )
+    workers: int | None = Field(default=None, ge=1, description="one a core if unset")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="what clients train on")
+    cohort: int | None = Field(
+        default=None, ge=1, description="clients trained at once on cuda; chosen if unset"
+    )
+    ray_address: str | None = Field(default=None, description="of a Ray cluster; local if unset")
+    timeout: Finite = Field(default=3600.0, gt=0, description="seconds a round waits for replies")
+
+
+class StrategySettings(Section):
+    """What every strategy's section holds; a strategy's `Settings` adds its own keys."""
+
+    name: str = Field(default="fedtiny", description="see `fedsparse list strategies`")
+    density: Density = Field(default=0.1, description="kept fraction of the prunable weights")
+    values: Literal["f32", "f16", "bf16", "int8"] = Field(
+        default="f32", description="how kept values travel"
+    )

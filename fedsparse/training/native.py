@@ -1,0 +1,140 @@
+"""Local training and evaluation by the native kernels: what is pruned is neither held nor computed.
+
+A local round is one native call. Samples come in the order in which the torch backend takes
+them, so both reach the same model within rounding.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsparse.config import ClientConfig
+from fedsparse.data import Dataset
+from fedsparse.errors import DataError, TrainingError
+from fedsparse.kernels import library
+from fedsparse.kernels.nodes import Graph
+from fedsparse.kernels.program import Optimizer, Slots, Values, program
+from fedsparse.kernels.rule import Rule
+from fedsparse.sparsity import Mask, State
+from fedsparse.training.growth import Top
+from fedsparse.training.local import (
+    Evaluated,
+    Trained,
+    batches,
+    check_finite,
+    check_loss,
+    r_squared,
+)
+
+
+class NativeModel:
+    """One client's model in the form of the kernels: kept weights and running statistics."""
+
+    def __init__(self, graph: Graph, rule: Rule, state: State, mask: Mask | None) -> None:
+        self.names = tuple(state)
+        self.program = program(graph, mask, rule)
+        self.values: Values = self.program.pack(state)
+
+    def train(
+        self,
+        data: Dataset,
+        settings: ClientConfig,
+        *,
+        rng: np.random.Generator,
+        lr: float | None = None,
+        epochs: int | None = None,
+        proximal_mu: float = 0.0,
+        optimizer_state: Mapping[str, State] | None = None,
+        lr_key: str = "client.lr",
+    ) -> Trained:
+        """Train in place; arguments and errors are those of `local.train`."""
+        x, y = self._arrays(data)
+        epochs = settings.local_epochs if epochs is None else epochs
+        lr = settings.lr if lr is None else lr
+        optimizer = _optimizer(settings, lr, proximal_mu)
+        slots = self.program.slots(optimizer, optimizer_state)
+        if not epochs or not len(y):
+            return self._trained(0.0, 0.0, 0, optimizer, slots)
+        drawn = [list(batches(len(y), settings.batch_size, rng)) for _ in range(epochs)]
+        order = np.stack([np.concatenate(each) for each in drawn])
+        edges = np.cumsum([0, *map(len, drawn[0])], dtype=np.int64)
+        outcome = self.program.train(self.values, x, y, order, edges, optimizer, slots)
+        if outcome.status == library.ONE_VALUE:
+            raise TrainingError(
+                "BatchNorm needs batches of two; raise client.batch_size "
+                f"(now {settings.batch_size})"
+            )
+        check_loss(outcome.loss, outcome.epochs, lr_key, lr)
+        trained = (self.values.parameters, self.values.buffers)
+        check_finite(map(torch.from_numpy, trained), lr_key, lr)
+        mean = outcome.loss / len(y)
+        accuracy = (
+            r_squared(mean, torch.from_numpy(y)) if data.classes == 1 else outcome.correct / len(y)
+        )
+        return self._trained(mean, accuracy, len(y) * epochs, optimizer, slots)
+
+    def _trained(
+        self, loss: float, accuracy: float, samples: int, optimizer: Optimizer, slots: Slots
+    ) -> Trained:
+        return Trained(loss, accuracy, samples, lambda: self.program.named_slots(optimizer, slots))
+
+    def evaluate(self, data: Dataset) -> Evaluated:
+        """Test with running statistics."""
+        if not len(data.y):
+            return Evaluated(math.nan, math.nan, 0)
+        x, y = self._arrays(data)
+        outcome, _ = self.program.evaluate(self.values, x, y)
+        mean = outcome.loss / len(y)
+        accuracy = (
+            r_squared(mean, torch.from_numpy(y)) if data.classes == 1 else outcome.correct / len(y)
+        )
+        return Evaluated(mean, accuracy, len(y))
+
+    def top_gradients(self, data: Dataset, counts: Mapping[str, int]) -> dict[str, Top]:
+        """Return by layer the largest gradients of pruned weights, as `growth.top_gradients`."""
+        x, y = self._arrays(data)
+        return dict(self.program.grow(self.values, x, y, counts))
+
+    def kept(self) -> State:
+        """Return parameters and statistics in state-dict order; of masked ones what is kept."""
+        found = {**self.program.kept(self.values.parameters), **self._statistics()}
+        return {name: found[name] for name in self.names}
+
+    def whole(self) -> State:
+        """Return parameters and statistics as whole tensors, in state-dict order."""
+        found = {**self.program.whole(self.values.parameters), **self._statistics()}
+        return {name: found[name] for name in self.names}
+
+    def _statistics(self) -> State:
+        return self.program.statistics(self.values)
+
+    def _arrays(self, data: Dataset) -> tuple[NDArray[np.float32], NDArray[np.generic]]:
+        """Return samples and targets as the kernels read them, which check nothing.
+
+        Raises DataError for labels or samples that do not fit the model.
+        """
+        first, outputs = self.program.plan.tensors[0], self.program.classes
+        shape = tuple(int(first[name]) for name in ("channels", "height", "width"))
+        x = np.ascontiguousarray(data.x, np.float32)
+        if math.prod(x.shape[1:]) != math.prod(shape) or (data.classes == 1) != (outputs == 1):
+            raise DataError(
+                f"samples of shape {x.shape[1:]} with {data.classes} classes do not fit a model "
+                f"of shape {shape} with {outputs} outputs"
+            )
+        if data.classes == 1:
+            return x, np.ascontiguousarray(data.y, np.float32)
+        y = np.ascontiguousarray(data.y, np.int64)
+        if len(y) and (y.min() < 0 or y.max() >= self.program.classes):
+            wrong = y[(y < 0) | (y >= self.program.classes)][0]
+            raise DataError(f"label {wrong} is not one of 0 to {self.program.classes - 1}")
+        return x, y
+
+
+def _optimizer(settings: ClientConfig, lr: float, proximal_mu: float) -> Optimizer:
+    if settings.optimizer == "adam":
+        return Optimizer("adam", lr, 0.0, settings.weight_decay, proximal_mu)
+    name = "momentum" if settings.momentum else "sgd"
+    return Optimizer(name, lr, settings.momentum, settings.weight_decay, proximal_mu)

@@ -1,0 +1,92 @@
+"""Adding replies up where they are made, so that one sum goes to the server for many models.
+
+A reply is read as the server would read it. One that cannot be trusted is left as it is: the
+server finds the same fault, and gives the same reason.
+"""
+
+from dataclasses import dataclass
+
+from fedsparse import messages, wire
+from fedsparse.errors import FedSparseError
+from simulations import flower_internals as internals
+from simulations.tasks import TaskResult
+from strategies.added import AddedUp, PartialSum
+from strategies.replies import Flat, Reader
+from strategies.sums import Tally
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A reply that may still go as it is."""
+
+    result: TaskResult
+    place: int
+    flat: Flat
+    examples: int
+
+
+class Adder:
+    """Adds replies up, and takes their models out; not `at_once`: only if that is shorter.
+
+    A sum holds two float64 a value, four times a model's float32: a few replies go whole.
+    """
+
+    def __init__(self, reader: Reader, *, at_once: bool) -> None:
+        self.reader = reader
+        self.at_once = at_once
+        self._held: list[_Held] = []
+        self._bytes = 0
+        self._done: list[TaskResult] = []
+        self._tally = Tally(reader.schema, reader.masks)
+
+    def take(self, result: TaskResult) -> None:
+        """Take a client's result; `results` gives it back, with or without its model."""
+        held = self._read(result)
+        if held is None:
+            self._done.append(result)
+            return
+        self._held.append(held)
+        self._bytes += held.flat.nbytes
+        if self.at_once or self._bytes > 4 * held.flat.nbytes:
+            self._add()
+
+    def results(self) -> list[TaskResult]:
+        """Return the results that are settled, each once."""
+        done, self._done = self._done, []
+        return done
+
+    def finish(self) -> list[TaskResult]:
+        """Settle and return all results; what is added later goes to new sums."""
+        if self._tally.parts:
+            self._add()
+            self._tally = Tally(self.reader.schema, self.reader.masks)
+        self._done += [held.result for held in self._held]
+        self._held, self._bytes = [], 0
+        return self.results()
+
+    def _read(self, result: TaskResult) -> _Held | None:
+        """Return a reply that can be added, None for any other."""
+        client, reply = result.client, result.reply
+        if reply.has_error() or client in self.reader.apart:
+            return None
+        try:
+            flat, told, _ = self.reader.open(client, reply)
+        except (FedSparseError, KeyError):
+            return None
+        if flat is None:
+            return None
+        return _Held(result, self.reader.place(client), flat, told["examples"])
+
+    def _add(self) -> None:
+        held, self._held, self._bytes = self._held, [], 0
+        addends: dict[int, list[tuple[Flat, int]]] = {}
+        for one in held:
+            addends.setdefault(one.place, []).append((one.flat, one.examples))
+        parts = {place: self._tally.add_all(place, some) for place, some in addends.items()}
+        self._done += [_without_model(one.result, parts[one.place]) for one in held]
+
+
+def _without_model(result: TaskResult, part: PartialSum) -> TaskResult:
+    length = wire.record_bytes(messages.arrays_of(result.reply))
+    internals.put(result.reply, messages.ARRAYS, AddedUp(length, part))
+    return result

@@ -1,0 +1,112 @@
+"""What a client's training reply holds, and how it is read.
+
+A `Reader` is plain data, so that a worker that adds replies up reads them just as the server
+would. One that cannot be trusted raises here, and is nobody's sum's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from numpy.typing import NDArray
+
+from fedsparse import messages, wire
+from fedsparse.sparsity import Mask, State
+from strategies import metrics
+from strategies.added import is_added
+
+Flat = NDArray[np.float32]
+"""The values of a model that were sent, tensor by tensor: of a masked one the kept alone."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One client's trained model and what came with it.
+
+    `kept` holds what was sent: of a masked tensor the kept values alone, in order. It is empty
+    where the model has gone into a sum already.
+    """
+
+    client: int
+    examples: int
+    kept: State
+    loss: float
+    message: Message
+    extra: Any = None
+    mask: Mask | None = None
+
+    @property
+    def state(self) -> State:
+        """The model as whole tensors, zero where pruned."""
+        return spread(self.kept, self.mask)
+
+    @cached_property
+    def flat(self) -> Flat:
+        """What was sent, as one vector."""
+        return np.concatenate([value.reshape(-1) for value in self.kept.values()])
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the replies of a round are read: the model's schema, and each client's mask."""
+
+    schema: wire.Schema
+    masks: tuple[Mask | None, ...] = (None,)
+    """The distinct masks of the round, the global one first."""
+    places: Mapping[int, int] = field(default_factory=dict)
+    """Which of them a client trained under, if it is not the first."""
+    apart: frozenset[int] = frozenset()
+    """Clients whose replies must come as they are."""
+
+    def place(self, client: int) -> int:
+        """Return the number of a client's mask."""
+        return self.places.get(client, 0)
+
+    def extra(self, message: Message) -> Any:
+        """Decode what else a reply carries; an error here drops the reply, not the run."""
+        return None
+
+    def open(self, client: int, message: Message) -> tuple[Flat | None, dict[str, Any], Any]:
+        """Return a reply's values, figures and extras, once all that it holds was checked.
+
+        No values: they are in a sum already. Raises a FedSparseError or, for what is missing,
+        KeyError.
+        """
+        flat = None
+        if not is_added(message):
+            payload = wire.unpack(messages.arrays_of(message))
+            flat = wire.decode_flat(payload, self.schema, self.masks[self.place(client)])
+        return flat, metrics.read(message, "examples", "loss"), self.extra(message)
+
+    def read(self, client: int, message: Message) -> Reply:
+        """Return a reply, decoded; raises as `open` does."""
+        flat, told, extra = self.open(client, message)
+        mask = self.masks[self.place(client)]
+        kept: State = {}
+        if flat is not None:
+            kept = split(flat if flat.flags.writeable else flat.copy(), self.schema, mask)
+        return Reply(client, told["examples"], kept, told["loss"], message, extra, mask)
+
+
+def split(flat: NDArray[Any], schema: wire.Schema, mask: Mask | None) -> dict[str, NDArray[Any]]:
+    """Return a vector of sent values as views by tensor; of masked ones the kept in order."""
+    counts = {} if mask is None else mask.layer_kept()
+    parts = {}
+    begin = 0
+    for name, shape in schema.tensors:
+        end = begin + counts.get(name, int(np.prod(shape)))
+        parts[name] = flat[begin:end] if name in counts else flat[begin:end].reshape(shape)
+        begin = end
+    return parts
+
+
+def spread(kept: State, mask: Mask | None) -> State:
+    """Return whole tensors of which `kept` holds the entries that the mask keeps, in order."""
+    state = dict(kept)
+    for name, shape in mask.shapes.items() if mask is not None else ():
+        state[name] = np.zeros(shape, np.float32)
+        state[name][mask[name]] = kept[name]  # type: ignore[index]
+    return state
