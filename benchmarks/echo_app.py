@@ -12,6 +12,6 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    metrics = MetricRecord({"num-examples": 1})
+    metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
     content = RecordDict({"arrays": message.content["arrays"], "metrics": metrics})
     return Message(content, reply_to=message)

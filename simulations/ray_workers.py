@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fedsparse.errors import GridError
-from simulations import capacity, worker_pool
+from simulations import capacity, heap, worker_pool
 from simulations import flower_internals as internals
 from simulations.parcels import Chunk, Letter, Parcel, enclosed, pack
 from simulations.state_cache import CACHE_BYTES, digest
@@ -75,6 +75,7 @@ class RayExecutor:
     ) -> None:
         if workers < 1:
             raise GridError(f"engine.workers = {workers}: at least one worker is needed")
+        heap.keep_freed()
         internals.load_app(client_app)
         self.started = not ray.is_initialized()
         if self.started:

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from simulations import flower_internals as internals
+from simulations import heap
 from simulations.adding import Adder
 from simulations.parcels import Chunk, Letter, Parcel
 from simulations.state_cache import StateCache
@@ -71,6 +72,7 @@ class Worker:
     """Lives in a process of its own; answers a batch one client after another."""
 
     def __init__(self, client_app: str, cache_bytes: int) -> None:
+        heap.keep_freed()
         self.app = internals.load_app(client_app)
         self.states = StateCache(cache_bytes)
         self.held: dict[str, Any] = {}

@@ -36,7 +36,8 @@ Interval = tuple[int, int]
 class Tensor:
     """An activation while the plan is made; `base` is where the memory of an alias lies.
 
-    `maker` is the step that makes the value again, where it is not kept.
+    A `flat` one is read as a vector, too, so nothing may lie between its planes. `maker` is the
+    step that makes the value again, where it is not kept.
     """
 
     value: Value
@@ -44,14 +45,22 @@ class Tensor:
     halo: int = 0
     gradient_halo: int = 0
     base: int | None = None
+    flat: bool = False
     offset: int = 0
     gradient: int = -1
     maker: int = -1
 
+    def plane(self, halo: int) -> int:
+        """Pixels from a channel to the next, with a halo.
+
+        An odd number, so that the planes' pixels do not all fall into the same lines of a cache.
+        """
+        area = (self.value.height + 2 * halo) * (self.value.width + 2 * halo)
+        return area if self.flat else area | 1
+
     def pixels(self, halo: int) -> int:
         """Floats a lane, with a halo."""
-        v = self.value
-        return v.channels * (v.height + 2 * halo) * (v.width + 2 * halo)
+        return self.value.channels * self.plane(halo)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ def _settle_aliases(steps: list[Step], tensors: list[Tensor]) -> None:
             source, target = tensors[step.inputs[0]], tensors[step.output]
             if not (source.halo or target.halo or source.gradient_halo or target.gradient_halo):
                 target.base = step.inputs[0]
+                tensors[root(tensors, step.inputs[0])].flat = True
 
 
 def root(tensors: list[Tensor], index: int) -> int:

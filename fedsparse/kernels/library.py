@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsparse.kernels.build import LIBRARY
 
-ABI = 3
+ABI = 4
 BLOCK = 16_384
 """Weights whose gradient exists at one time in the search for the largest."""
 SWITCH = "FEDSPARSE_KERNELS"
@@ -29,7 +29,8 @@ DONE, NOT_FINITE, ONE_VALUE = range(3)
 TENSOR = np.dtype(
     [
         *((name, np.int32) for name in ("channels", "height", "width")),
-        *((name, np.int32) for name in ("halo", "gradient_halo", "maker")),
+        *((name, np.int32) for name in ("halo", "gradient_halo")),
+        *((name, np.int32) for name in ("plane", "gradient_plane", "maker")),
         *((name, np.int64) for name in ("value", "gradient")),
     ],
     align=True,

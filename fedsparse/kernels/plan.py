@@ -203,6 +203,7 @@ class _Writer:
             gradient = tensor.gradient if tensor.needs_gradient else -1
             tensors[number] = (
                 *(v.channels, v.height, v.width, tensor.halo, tensor.gradient_halo),
+                *(tensor.plane(tensor.halo), tensor.plane(tensor.gradient_halo)),
                 *(numbers.get(tensor.maker, -1), tensor.offset, gradient),
             )
         names = [n.weight for n in self._convolutions(steps)]

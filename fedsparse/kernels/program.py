@@ -326,12 +326,16 @@ class Program:
         It is a view: what is written to it is what the next pass reads.
         """
         room, entry = self._room(samples, library.TRAINING), self.plan.tensors[tensor]
-        halo, lanes = int(entry["gradient_halo" if gradient else "halo"]), room.lanes
-        height, width = int(entry["height"]), int(entry["width"])
-        shape = (int(entry["channels"]), height + 2 * halo, width + 2 * halo, lanes)
-        start = int(entry["gradient" if gradient else "value"]) * lanes
-        whole = room.arena[start : start + prod(shape)].reshape(shape)
-        return whole[:, halo : halo + height, halo : halo + width]
+        prefix = "gradient_" if gradient else ""
+        halo, plane = int(entry[f"{prefix}halo"]), int(entry[f"{prefix}plane"])
+        channels, height, width = (int(entry[side]) for side in ("channels", "height", "width"))
+        start = int(entry["gradient" if gradient else "value"]) * room.lanes
+        whole = room.arena[start : start + channels * plane * room.lanes]
+        planes = whole.reshape(channels, plane, room.lanes)[
+            :, : (height + 2 * halo) * (width + 2 * halo)
+        ]
+        framed = planes.reshape(channels, height + 2 * halo, width + 2 * halo, room.lanes)
+        return framed[:, halo : halo + height, halo : halo + width]
 
     def _room(self, samples: int, purpose: int) -> _Room:
         lanes = _lanes(samples)

@@ -7,6 +7,7 @@ summation; Demmel and Nguyen, "Parallel Reproducible Summation", IEEE Trans. Com
 alone. So sums made by any number of workers, in any order, are the same sum.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ ROOM = 2.0**22
 
 EXACT = 2.0**29
 """A whole number below this times a float32 is a float64 without rounding."""
+
+TINY = 1e-18
+"""Above what a value may be whose square is lost."""
 
 MOST_ADDS = 4096
 """Additions after which the fine digits are carried over; at 2^13 they would round."""
@@ -72,7 +76,7 @@ class ExactSum:
         """Add several weighted vectors, in one pass over the digits."""
         small: list[tuple[NDArray[Any], float]] = []
         for values, weight in addends:
-            most = abs(weight) * _magnitude(values)
+            most = _most(values, weight)
             high = most >= ROOM
             if high:
                 most = HIGHER[0]
@@ -215,8 +219,16 @@ def _rounded(values: Floats, unit: float) -> Floats:
     return np.asarray(np.rint(values / unit) * unit, np.float64)
 
 
-def _magnitude(values: NDArray[np.float32]) -> float:
-    return max(float(values.max()), -float(values.min())) if values.size else 0.0
+def _most(values: NDArray[np.float32], weight: float) -> float:
+    """Return a bound of weight times each value: by their norm where that is small enough."""
+    if not values.size:
+        return 0.0
+    with np.errstate(over="ignore"):
+        squares = float(np.dot(values, values))
+    bound = abs(weight) * (2 * math.sqrt(squares) + TINY)
+    if bound <= ROOM / 64:
+        return bound
+    return abs(weight) * max(float(values.max()), -float(values.min()))
 
 
 def _compiled(values: NDArray[Any], weight: float) -> Kernel | None:

@@ -139,6 +139,35 @@ def test_a_state_without_a_mask_is_sent_whole(sample, kind):
         assert [bits(v) for v in decoded.state.values()] == [bits(v) for v in sample.state.values()]
 
 
+# -- kept values alone --------------------------------------------------------------------
+
+
+@PROPERTY
+@given(samples(), st.sampled_from(KINDS))
+def test_kept_values_make_the_payload_of_their_state(sample, kind):
+    schema = wire.Schema.of(sample.state)
+    kept = {n: v[sample.mask[n]] if n in sample.mask else v for n, v in sample.state.items()}
+    found = wire.encode_kept(kept, schema, sample.mask, values=kind)
+    assert found == wire.encode(sample.state, mask=sample.mask, mode="shared", values=kind)
+    whole = wire.encode_kept(sample.state, schema, None, values=kind)
+    assert whole == wire.encode(sample.state, values=kind)
+
+
+def test_kept_values_that_do_not_fit_are_refused():
+    schema, kept = wire.Schema.of(TINY), {"w": W[KEEPS["w"]], "b": TINY["b"]}
+    assert wire.encode_kept(kept, schema, KEEPS) == wire.encode(TINY, mask=KEEPS, mode="shared")
+    for wrong, message in (
+        ({"b": TINY["b"]}, "'w' does not have as many values as its mask or shape says"),
+        ({**kept, "w": W}, "'w' does not have as many values"),
+        ({**kept, "b": np.zeros(2, np.float32)}, "'b' does not have as many values"),
+        ({**kept, "b": np.zeros(1)}, "'b' is float64; pass float32"),
+    ):
+        with pytest.raises(WireError, match=message):
+            wire.encode_kept(wrong, schema, KEEPS)
+    with pytest.raises(WireError, match="values 'f64' is unknown; choose one of: f32"):
+        wire.encode_kept(kept, schema, KEEPS, values="f64")
+
+
 # -- the format, by hand ------------------------------------------------------------------
 
 W = np.array([[9, 1, 9, 9], [9, 9, -2, 9]], np.float32)

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { FS_ABI = 3, FS_BLOCK = 16384 };
+enum { FS_ABI = 4, FS_BLOCK = 16384 };
 
 enum FsKind {
   FS_CONV = 0,     /* also linear layers: 1x1 over planes of one pixel */
@@ -34,6 +34,8 @@ typedef struct {
   int32_t channels, height, width;
   int32_t halo;          /* around the value's planes */
   int32_t gradient_halo; /* around its gradient's */
+  int32_t plane;         /* pixels from a channel of the value to the next */
+  int32_t gradient_plane;
   int32_t maker;         /* the FS_NORM that makes it again where it is read; -1: it is kept */
   int64_t value;         /* in the arena, in floats a lane, its halo included */
   int64_t gradient;      /* likewise; -1: none is needed. It may be where the value is. */

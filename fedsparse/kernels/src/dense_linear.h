@@ -18,7 +18,6 @@ constexpr int INPUTS = 256, INPUTS_STEP = INPUTS + LANES;
 
 constexpr Kernels BY_TILE = products<TERMS, 1, true>();        // packed [row][TERMS]
 constexpr Kernels BY_PANEL = products<1, PANEL_STEP, true>();  // packed [term][PANEL_STEP]
-constexpr Kernels BY_LANES = products<TERMS, 1, false>();      // dy packed [row][TERMS]
 
 // One tile of rows for all active lanes: rows of `to`, terms of `from`.
 inline void multiply_lanes(const Kernels& kernels, int32_t rows, const float* weights,
@@ -120,7 +119,9 @@ inline void linear_weight_gradient(const Conv& conv, const View& x, const View& 
         for (; c + 2 * WIDTH <= some; c += 2 * WIDTH) {
           const float* from[2] = {inputs + c, inputs + c + WIDTH};
           float* to[2] = {target + c, target + c + WIDTH};
-          BY_LANES[1][rows - 1](packed, offsets, terms, from, to, conv.in, start, nullptr, 0);
+          // Meanwhile fetch the lines to be written next.
+          BY_TILE[1][rows - 1](packed, offsets, terms, from, to, conv.in, start,
+                               target + c + 2 * WIDTH, conv.in);
         }
         for (; c < some; c += WIDTH) {  // a vector alone, the last one perhaps in part
           const int32_t width = std::min(WIDTH, some - c);
@@ -129,7 +130,7 @@ inline void linear_weight_gradient(const Conv& conv, const View& x, const View& 
           for (int32_t r = 0; start.add && r < rows; r++)
             std::memcpy(edge + r * WIDTH, target + int64_t(r) * conv.in + c,
                         sizeof(float) * width);
-          BY_LANES[0][rows - 1](packed, offsets, terms, from, to, WIDTH, start, nullptr, 0);
+          BY_TILE[0][rows - 1](packed, offsets, terms, from, to, WIDTH, start, target, 0);
           for (int32_t r = 0; r < rows; r++)
             std::memcpy(target + int64_t(r) * conv.in + c, edge + r * WIDTH,
                         sizeof(float) * width);

@@ -25,10 +25,11 @@ inline View view(const FsTensor& tensor, float* arena, int32_t lanes, int32_t ac
                  bool gradient) {
   const int64_t offset = gradient ? tensor.gradient : tensor.value;
   const int32_t halo = gradient ? tensor.gradient_halo : tensor.halo;
-  const int64_t wide = tensor.width + 2 * halo, high = tensor.height + 2 * halo;
+  const int64_t wide = tensor.width + 2 * halo;
+  const int64_t plane = gradient ? tensor.gradient_plane : tensor.plane;
   float* data = nullptr;
   if (arena != nullptr && offset >= 0) data = arena + (offset + halo * wide + halo) * lanes;
-  return {data,          high * wide * lanes, wide * lanes, tensor.channels, tensor.height,
+  return {data,          plane * lanes, wide * lanes, tensor.channels, tensor.height,
           tensor.width, halo,                lanes,        active};
 }
 
@@ -46,9 +47,10 @@ struct Shapes {
   View x, y;
 };
 
+// Rows whose gradient is taken at once: about a block, in the multiples that dense kernels like.
 inline int64_t block_rows(const Conv& conv) {
-  const int64_t rows = BLOCK / conv.fan_in();
-  return rows < 1 ? 1 : rows < conv.out ? rows : conv.out;
+  const int64_t rows = BLOCK / conv.fan_in() / 16 * 16;
+  return std::min<int64_t>(std::max<int64_t>(rows, 16), conv.out);
 }
 
 // Zeroes the gradients of what is pruned of a layer that is computed as a dense one.

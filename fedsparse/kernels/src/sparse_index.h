@@ -20,7 +20,7 @@ constexpr int REGISTERS = 32;
 #else
 constexpr int REGISTERS = WIDTH == 16 ? 32 : 16;
 #endif
-constexpr int MOST_GROUPS = WIDTH == 16 ? 2 : 1;
+constexpr int MOST_GROUPS = WIDTH >= 8 ? 2 : 1;
 constexpr int MOST_COLUMNS = (REGISTERS - 4) / (VECTORS * MOST_GROUPS);
 
 // What a tile reads of the source planes, at most, for it to stay in a core's second cache.
