@@ -111,7 +111,7 @@ OURS = (
     ours("ray", "native", 0.01),
 )
 SIDES = (PLAIN, *LIBRARIES, *OURS)
-ROUNDS = {"tiny": 5, "leaf": 1, "resnet18": 1}
+ROUNDS = {"tiny": 8, "leaf": 1, "resnet18": 1}
 """Measured rounds of a repetition; as REPEATS, so that slow models don't take the whole time."""
 REPEATS = {"tiny": 3, "leaf": 3, "resnet18": 2}
 

@@ -6,6 +6,9 @@ server finds the same fault, and gives the same reason.
 
 from dataclasses import dataclass
 
+import numpy as np
+from flwr.app import Message
+
 from fedsparse import messages, wire
 from fedsparse.errors import FedSparseError
 from simulations import flower_internals as internals
@@ -38,17 +41,22 @@ class Adder:
         self._bytes = 0
         self._done: list[TaskResult] = []
         self._tally = Tally(reader.schema, reader.masks)
+        self._stands: dict[tuple[int, int], AddedUp] = {}
+        self._room = np.empty(0, np.float32)
 
     def take(self, result: TaskResult) -> None:
         """Take a client's result; `results` gives it back, with or without its model."""
-        held = self._read(result)
+        adding = self.at_once or bool(self._tally.parts)
+        held = self._read(result, self._room if adding else None)
         if held is None:
             self._done.append(result)
             return
         self._held.append(held)
         self._bytes += held.flat.nbytes
-        if self.at_once or self._bytes > 4 * held.flat.nbytes:
+        if adding or self._bytes > 4 * held.flat.nbytes:
             self._add()
+            if len(self._room) < len(held.flat):
+                self._room = np.empty(len(held.flat), np.float32)
 
     def results(self) -> list[TaskResult]:
         """Return the results that are settled, each once."""
@@ -60,17 +68,18 @@ class Adder:
         if self._tally.parts:
             self._add()
             self._tally = Tally(self.reader.schema, self.reader.masks)
+            self._stands = {}
         self._done += [held.result for held in self._held]
         self._held, self._bytes = [], 0
         return self.results()
 
-    def _read(self, result: TaskResult) -> _Held | None:
+    def _read(self, result: TaskResult, room: Flat | None) -> _Held | None:
         """Return a reply that can be added, None for any other."""
         client, reply = result.client, result.reply
         if reply.has_error() or client in self.reader.apart:
             return None
         try:
-            flat, told, _ = self.reader.open(client, reply)
+            flat, told, _ = self.reader.open(client, reply, room)
         except (FedSparseError, KeyError):
             return None
         if flat is None:
@@ -83,10 +92,14 @@ class Adder:
         for one in held:
             addends.setdefault(one.place, []).append((one.flat, one.examples))
         parts = {place: self._tally.add_all(place, some) for place, some in addends.items()}
-        self._done += [_without_model(one.result, parts[one.place]) for one in held]
+        for one in held:
+            self._take_out(one.result.reply, parts[one.place])
+            self._done.append(one.result)
 
-
-def _without_model(result: TaskResult, part: PartialSum) -> TaskResult:
-    length = wire.record_bytes(messages.arrays_of(result.reply))
-    internals.put(result.reply, messages.ARRAYS, AddedUp(length, part))
-    return result
+    def _take_out(self, reply: Message, part: PartialSum) -> None:
+        """Put what stands for it in the model's place; equal replies share one."""
+        length = wire.record_bytes(messages.arrays_of(reply))
+        stand = self._stands.get((part.place, length))
+        if stand is None:
+            stand = self._stands[part.place, length] = AddedUp(length, part)
+        internals.put(reply, messages.ARRAYS, stand)

@@ -19,8 +19,9 @@ from flwr.serverapp import Grid
 from fedsparse.errors import GridError
 from simulations import flower_internals as internals
 from simulations.adding import Adder
+from simulations.cohorts import answer_all, train_together
 from simulations.states import ClientStates
-from simulations.tasks import Executor, Task, TaskResult, perform
+from simulations.tasks import Executor, Part, Task, TaskResult, perform
 from strategies.addressing import Consecutive
 from strategies.replies import Reader
 
@@ -47,15 +48,25 @@ class InlineExecutor:
         """Yield each client's result in order."""
         end = None if timeout is None else time.monotonic() + timeout
         adder = None if reader is None else Adder(reader, at_once=True)
-        for task in tasks:
-            if end is not None and time.monotonic() > end:
-                return
-            result = perform(self.app, task)
+        for result in self._results(tasks, end):
             if adder is None:
                 yield result
             else:
                 adder.take(result)
                 yield from adder.results()
+
+    def _results(self, tasks: Sequence[Task], end: float | None) -> Iterator[TaskResult]:
+        if tasks and all(self._together(task) for task in tasks):
+            yield from answer_all([Part.of(task) for task in tasks])
+            return
+        for task in tasks:
+            if end is not None and time.monotonic() > end:
+                return
+            yield perform(self.app, task)
+
+    def _together(self, task: Task) -> bool:
+        message = task.message
+        return train_together(self.app, message.metadata.message_type, message.content)
 
     def close(self) -> None:
         """Nothing was started."""

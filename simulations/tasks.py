@@ -48,37 +48,68 @@ class Executor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Part:
+    """A task whose message is in parts: what it has for itself, and records that others share."""
+
+    client: int
+    clients: int
+    metadata: Metadata
+    records: Mapping[str, Any]
+    state: dict[str, Any] | None
+    run_config: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, task: Task) -> "Part":
+        """Take a task's message apart."""
+        sent = task.message
+        return cls(
+            *(task.client, task.clients, sent.metadata, sent.content),
+            *(task.state, task.run_config),
+        )
+
+    def message(self) -> Message:
+        """Return the message, with records of its own."""
+        return internals.message_of(self.metadata, self.records)
+
+    def context(self) -> Context:
+        """Return the client's context, with a state of its own."""
+        meta = self.metadata
+        return internals.new_context(
+            *(meta.run_id, meta.dst_node_id, self.client, self.clients),
+            *(self.run_config, self.state),
+        )
+
+
 def perform(app: ClientApp, task: Task) -> TaskResult:
     """Let a client answer one message; an exception becomes an error reply."""
-    sent = task.message
-    return answer(
-        app, task.client, task.clients, sent.metadata, sent.content, task.state, task.run_config
-    )
+    return answer(app, Part.of(task))
 
 
-def answer(
-    app: ClientApp,
-    client: int,
-    clients: int,
-    metadata: Metadata,
-    records: Mapping[str, Any],
-    state: dict[str, Any] | None,
-    run_config: Mapping[str, Any],
-) -> TaskResult:
+def answer(app: ClientApp, part: Part) -> TaskResult:
     """Let a client answer a message that is in parts, as `perform` does."""
-    message = internals.message_of(metadata, records)
-    context: Context = internals.new_context(
-        metadata.run_id, metadata.dst_node_id, client, clients, run_config, state
-    )
+    message, context = part.message(), part.context()
     try:
-        reply = app(message, context)
-        if not isinstance(reply, Message):
-            raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
-        return TaskResult(client, reply, internals.plain_state(context.state))
+        reply: Message | BaseException = app(message, context)
     except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {error}"
-        reply = internals.error_reply(message, internals.RAISED, reason)
-        return TaskResult(client, reply, state or {})
+        reply = error
+    return result_of(part, message, context, reply)
+
+
+def result_of(
+    part: Part, message: Message, context: Context, reply: Message | BaseException
+) -> TaskResult:
+    """Return what came of a message; anything but a message is an error."""
+    if isinstance(reply, Message):
+        try:
+            return TaskResult(part.client, reply, internals.plain_state(context.state))
+        except Exception as error:
+            reply = error
+    if not isinstance(reply, BaseException):
+        reply = TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
+    reason = f"{type(reply).__name__}: {reply}"
+    error_reply = internals.error_reply(message, internals.RAISED, reason)
+    return TaskResult(part.client, error_reply, part.state or {})
 
 
 def failure(task: Task, code: int, reason: str) -> TaskResult:

@@ -16,9 +16,10 @@ import ray
 from simulations import flower_internals as internals
 from simulations import heap
 from simulations.adding import Adder
+from simulations.cohorts import answer_all, train_together
 from simulations.parcels import Chunk, Letter, Parcel
 from simulations.state_cache import StateCache
-from simulations.tasks import TaskResult, answer
+from simulations.tasks import Part, TaskResult, answer
 from strategies.replies import Reader
 
 MEMORY_ERRORS = ("MemoryError", "DefaultCPUAllocator: can't allocate memory")
@@ -123,6 +124,8 @@ class Worker:
         contents: dict[int, dict[str, Any]],
         desk: Desk,
     ) -> None:
+        together: dict[int, bool] = {}
+        cohort: list[Part] = []
         for parcel in parcels:
             state = parcel.state
             if parcel.digest is not None:
@@ -130,19 +133,29 @@ class Worker:
                 if state is None:
                     desk.miss(parcel.client)
                     continue
-            letter = letters[parcel.letter]
-            result = answer(
-                self.app,
+            letter, records = letters[parcel.letter], contents[parcel.letter]
+            part = Part(
                 parcel.client,
                 letter.clients,
                 internals.addressed(letter.metadata, parcel.address),
-                contents[parcel.letter],
+                records,
                 state,
                 letter.run_config,
             )
-            if result.reply.has_error() and _names_memory(result.reply.error.reason):
-                raise MemoryError(result.reply.error.reason)
-            desk.done(result, self.states.keep(parcel.client, result.state))
+            if parcel.letter not in together:
+                kind = letter.metadata.message_type
+                together[parcel.letter] = train_together(self.app, kind, records)
+            if together[parcel.letter]:
+                cohort.append(part)
+            else:
+                self._report(answer(self.app, part), desk)
+        for result in answer_all(cohort):
+            self._report(result, desk)
+
+    def _report(self, result: TaskResult, desk: Desk) -> None:
+        if result.reply.has_error() and _names_memory(result.reply.error.reason):
+            raise MemoryError(result.reply.error.reason)
+        desk.done(result, self.states.keep(result.client, result.state))
 
 
 def _names_memory(reason: str | None) -> bool:

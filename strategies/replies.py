@@ -69,16 +69,19 @@ class Reader:
         """Decode what else a reply carries; an error here drops the reply, not the run."""
         return None
 
-    def open(self, client: int, message: Message) -> tuple[Flat | None, dict[str, Any], Any]:
+    def open(
+        self, client: int, message: Message, room: Flat | None = None
+    ) -> tuple[Flat | None, dict[str, Any], Any]:
         """Return a reply's values, figures and extras, once all that it holds was checked.
 
-        No values: they are in a sum already. Raises a FedSparseError or, for what is missing,
-        KeyError.
+        No values: they are in a sum already. They may lie in `room` and, without it, in the
+        message itself. Raises a FedSparseError or, for what is missing, KeyError.
         """
         flat = None
         if not is_added(message):
             payload = wire.unpack(messages.arrays_of(message))
-            flat = wire.decode_flat(payload, self.schema, self.masks[self.place(client)])
+            mask = self.masks[self.place(client)]
+            flat = wire.decode_flat(payload, self.schema, mask, room=room)
         return flat, metrics.read(message, "examples", "loss"), self.extra(message)
 
     def read(self, client: int, message: Message) -> Reply:

@@ -293,12 +293,18 @@ def decode_kept(payload: bytes, schema: Schema, mask: Mask | None, *, finite: bo
 
 
 def decode_flat(
-    payload: bytes, schema: Schema, mask: Mask | None, *, finite: bool = True
+    payload: bytes,
+    schema: Schema,
+    mask: Mask | None,
+    *,
+    finite: bool = True,
+    room: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Return what `decode_kept` does as one vector, tensor by tensor in the schema's order.
 
     Where the payload holds just that vector it is read in one go and, if it is aligned, not
-    copied; it may then not be written to. Raises WireError as `decode_kept` does.
+    copied; it may then not be written to. If it must be copied, that is done into `room` where
+    that is given and large enough. Raises WireError as `decode_kept` does.
     """
     mode, kind, reader = _open(payload, schema)
     if kind != "f32" or (mode, mask is None) not in (("shared", False), ("full", True)):
@@ -308,17 +314,24 @@ def decode_flat(
     if mask is not None:
         _held(mode, reader, (mask,), schema)
         count += mask.kept - mask.size
-    elif _masked_names(mode, reader, schema):
+    elif any(reader.take((len(schema.tensors) + 7) // 8)):
         raise WireError(UNLIKE)
-    flat = values.read(_aligned(reader.take(values.size(kind, count))), kind, count, finite)
+    raw = _aligned(reader.take(values.size(kind, count)), room)
+    flat = values.read(raw, kind, count, finite)
     reader.end()
     return flat
 
 
-def _aligned(raw: memoryview) -> memoryview:
+def _aligned(raw: memoryview, room: NDArray[np.float32] | None) -> memoryview:
     """Return the bytes, copied where float32 could not be read from them at full speed."""
-    start = np.frombuffer(raw, np.uint8).__array_interface__["data"][0] if len(raw) else 0
-    return raw if start % 4 == 0 else memoryview(bytes(raw))
+    source = np.frombuffer(raw, np.uint8)
+    if not len(raw) or source.__array_interface__["data"][0] % 4 == 0:
+        return raw
+    if room is None or room.nbytes < len(raw):
+        return memoryview(bytes(raw))
+    copied = room.view(np.uint8)[: len(raw)]
+    np.copyto(copied, source)
+    return copied.data
 
 
 def _kept_values(

@@ -32,7 +32,7 @@ from tests.kernels.passes import (
 )
 
 pytestmark = needs_kernels
-PROPERTY = settings(max_examples=60, derandomize=True, deadline=None, database=None)
+PROPERTY = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 FORMS = {"dense": DENSE, "sparse": SPARSE}
 KEPT = ("all", "none", "one", 0.02, 0.1, 0.3, 0.9)
 

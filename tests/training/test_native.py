@@ -375,7 +375,7 @@ def nets(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*layers, nn.Linear(features, 3)), shape
 
 
-@hypothesis_settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@hypothesis_settings(max_examples=30, derandomize=True, deadline=None, database=None)
 @given(
     net=nets(),
     density=st.sampled_from([0.05, 0.3, 0.7, 1.0]),

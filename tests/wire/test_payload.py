@@ -142,7 +142,7 @@ def test_a_state_without_a_mask_is_sent_whole(sample, kind):
 # -- kept values alone --------------------------------------------------------------------
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=100)
 @given(samples(), st.sampled_from(KINDS))
 def test_kept_values_make_the_payload_of_their_state(sample, kind):
     schema = wire.Schema.of(sample.state)

@@ -206,7 +206,9 @@ inline Pass gradient_pass(const Conv& conv, const float* w, const View& dy, cons
   const Phase h(left, dx.width, conv.kernel_w, conv.stride_w, conv.pad_w, conv.dilation_w);
   const int64_t taps = int64_t(conv.kernel_h) * conv.kernel_w;
   Pass pass;
-  pass.weights = w + int64_t(v.tap) * conv.kernel_w + h.tap;
+  // Without a tap there is no weight to point at, and for sizes there are no weights at all.
+  const bool some = w != nullptr && v.taps > 0 && h.taps > 0;
+  pass.weights = some ? w + int64_t(v.tap) * conv.kernel_w + h.tap : w;
   pass.weight_row = taps;
   pass.weight_channel = conv.in * taps;
   pass.weight_y = -int64_t(v.tap_step) * conv.kernel_w;
