@@ -12,6 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +82,8 @@ class RayExecutor:
         if self.started:
             _start_ray(workers, address)
         _check_cpus(workers, least=workers if address is None else 1)
-        self.pool = WorkerPool(client_app, workers, cache_bytes)
+        ours = self.started and address is None
+        self.pool = WorkerPool(client_app, workers, cache_bytes, ready_made=ours)
         self._kept: dict[int, tuple[Any, bytes]] = {}
         """Which actor keeps a client's state, and the state's digest."""
         self._seconds = math.inf
@@ -277,10 +279,26 @@ def _start_ray(workers: int, address: str | None) -> None:
             ray.init(address=address, **quiet)
         else:
             # "local": never join a cluster that RAY_ADDRESS or an earlier `ray start` names.
-            ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+            with _environment(worker_pool.environment()):
+                ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"at '{address}'" if address else "on this machine"
         raise GridError(f"Ray cannot be started {where}: {error}") from error
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Start processes with these variables; this one's own are put back."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _check_cpus(workers: int, least: int) -> None:

@@ -22,11 +22,26 @@ STARTS = 5
 """How often in a row a place's worker may fail to start before the place is given up."""
 
 
-class WorkerPool:
-    """`places` workers, of which those in `idle` have nothing to do."""
+def environment() -> dict[str, str]:
+    """Return the environment variables of workers: one thread, this process's import path."""
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
 
-    def __init__(self, client_app: str, places: int, cache_bytes: int) -> None:
+
+class WorkerPool:
+    """`places` workers, of which those in `idle` have nothing to do.
+
+    With `ready_made`, Ray's processes have the workers' environment from the start: those that
+    it keeps ready can be used, else each is started anew once Ray has made its environment.
+    """
+
+    def __init__(
+        self, client_app: str, places: int, cache_bytes: int, *, ready_made: bool = False
+    ) -> None:
         self.client_app = client_app
+        self._options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0}
+        if not ready_made:
+            self._options["runtime_env"] = {"env_vars": environment()}
         self.cache_bytes = cache_bytes
         self.actors: list[Any] = [None] * places
         self.idle: deque[int] = deque()
@@ -42,10 +57,8 @@ class WorkerPool:
         return len(self.actors)
 
     def _start(self, number: int) -> None:
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-        options = {"num_cpus": 1, "max_restarts": 0, "runtime_env": {"env_vars": variables}}
-        actor: Any = ray.remote(Worker).options(**options).remote(self.client_app, self.cache_bytes)
+        make: Any = ray.remote(Worker).options(**self._options)
+        actor: Any = make.remote(self.client_app, self.cache_bytes)
         self.actors[number] = actor
         self.starting[actor.ready.remote()] = number
 

@@ -208,7 +208,7 @@ class RoundLoop:
         """Append the round's figures and show them."""
         every = self.config.run.eval_every
         tested = number % every == 0 or number == self.config.run.rounds
-        test = self.task.evaluate(self.state) if tested else None
+        test = self.task.evaluate(self.state, self.mask) if tested else None
         good = [row for row in rows if row["status"] == "ok"]
         told = [r for r in good if r["loss"] is not None and r["examples"]]
         mask = self.mask

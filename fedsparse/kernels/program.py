@@ -383,7 +383,7 @@ def _lanes(samples: int) -> int:
     return -(-samples // LANES) * LANES
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def program(graph: Graph, mask: Mask | None, rule: Rule) -> Program:
     """Return the program of a model under a mask; raises library.Unavailable."""
     return Program(graph, mask, rule)

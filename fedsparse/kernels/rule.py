@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ STEP = 0.05
 """Break-even densities are rounded down to a multiple of this."""
 SAMPLES = 32
 REPETITIONS = 7
+BUILDS = 8
+"""Rules that the cache keeps, of as many builds of the kernels or processors."""
 LIKE = {"linear": (256, 256, 1, 1), "conv": (32, 32, 3, 8)}
 """Layers that stand for their kind: outputs, inputs, kernel, pixels a side."""
 
@@ -42,11 +45,7 @@ class Rule:
 def measured() -> Rule:
     """Return this machine's rule, from the cache or measured now; raises library.Unavailable."""
     key = _key()
-    rule = _read(key)
-    if rule is None:
-        rule = measure()
-        _write(key, rule)
-    return rule
+    return _read(key) or _keep(key, measure())
 
 
 def measure() -> Rule:
@@ -139,21 +138,36 @@ def _cache() -> Path:
 
 def _read(key: str) -> Rule | None:
     try:
-        content = json.loads(_cache().read_text(encoding="utf-8"))
-        return Rule(**{name: float(value) for name, value in content[key].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Rule(**{name: float(value) for name, value in _content()[key].items()})
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _write(key: str, rule: Rule) -> None:
-    """Keep a rule for the next run; a folder that cannot be written only costs time."""
-    path = _cache()
+def _content() -> dict[str, Any]:
+    """Return what the cache holds; nothing where it cannot be read."""
+    try:
+        content = json.loads(_cache().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _keep(key: str, rule: Rule) -> Rule:
+    """Keep a rule for the next run and return it, or what another process kept meanwhile.
+
+    A folder that cannot be written only costs time.
+    """
+    found = _read(key)
+    if found is not None:
+        return found
+    path, others = _cache(), list(_content().items())[1 - BUILDS :]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, delete=False
         ) as file:
-            json.dump({key: asdict(rule)}, file)
+            json.dump({**dict(others), key: asdict(rule)}, file)
         os.replace(file.name, path)
     except OSError:
-        return
+        pass
+    return rule

@@ -265,17 +265,30 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
     rule.measured.cache_clear()
 
 
+def test_what_another_process_kept_meanwhile_is_taken(cache):
+    """So that runs that start together compute each layer in the same form."""
+    assert rule._keep("key", Rule(0.1, 0.2)) == Rule(0.1, 0.2)
+    assert rule._keep("key", Rule(0.5, 0.6)) == Rule(0.1, 0.2)
+
+
+def test_other_builds_and_processors_keep_their_rules(cache):
+    for number in range(rule.BUILDS):
+        rule._keep(f"build {number}", Rule(number / 10, 0.5))
+    assert all(rule._read(f"build {n}") == Rule(n / 10, 0.5) for n in range(rule.BUILDS))
+    rule._keep("one more", Rule(0.5, 0.5))
+    assert len(json.loads(cache.read_text())) == rule.BUILDS
+    assert rule._read("build 0") is None
+
+
 def test_whoever_reads_while_others_write_finds_a_whole_rule(cache):
-    """Workers of a run that start together: a file is put in place, never written there."""
-    rules = [Rule(i / 20, 1 - i / 20) for i in range(20)]
-    rule._write("key", rules[0])
+    """A file is put in place, never written there."""
+    rule._keep("key", Rule(0.1, 0.2))
     writers = [
-        threading.Thread(target=lambda: [rule._write("key", each) for each in rules])
-        for _ in range(3)
+        threading.Thread(target=lambda: [rule._keep("key", Rule(0.3, 0.3)) for _ in range(5)]),
+        threading.Thread(target=lambda: [rule._keep(f"{n}", Rule(0.3, 0.3)) for n in range(6)]),
     ]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
-        assert rule._read("key") in rules
+        assert rule._read("key") == Rule(0.1, 0.2)
     assert [path.name for path in cache.parent.iterdir()] == ["kernels.json"]
-    assert json.loads(cache.read_text()).keys() == {"key"}

@@ -27,31 +27,39 @@ struct Alive {
   float of[LANES];
 };
 
-// Sums f(row, column, offset of a vector from that pixel) over a channel's samples: a row in
-// floats, rows in doubles, as gradients of gamma are small differences of large sums.
+// Two sums over a channel's samples.
+struct Sums {
+  double first = 0.0, second = 0.0;
+};
+
+// Sums what f(row, column, offset of a vector from that pixel, first, second) adds to the two:
+// within a row in floats, rows in doubles, as gradients of gamma are small differences of large
+// sums. `f` gets a factor, too: 0 for lanes without a sample.
 template <class F>
-FS_INLINE double sum_samples(const View& view, int32_t count, F f) {
-  double sum = 0.0;
+FS_INLINE Sums sum_samples(const View& view, int32_t count, F f) {
+  Sums sums;
   if (count == view.active) {
     each_run(view, [&](int32_t y, int32_t x, int64_t floats) {
-      Vec part[4] = {};
+      Vec first[2] = {}, second[2] = {};
       int64_t i = 0;
-      for (; i + 4 * WIDTH <= floats; i += 4 * WIDTH)
+      for (; i + 2 * WIDTH <= floats; i += 2 * WIDTH)
         FS_UNROLL
-        for (int k = 0; k < 4; k++) part[k] += f(y, x, i + k * WIDTH);
-      for (; i < floats; i += WIDTH) part[0] += f(y, x, i);
-      sum += total((part[0] + part[1]) + (part[2] + part[3]));
+        for (int k = 0; k < 2; k++) f(y, x, i + k * WIDTH, splat(1.0f), first[k], second[k]);
+      for (; i < floats; i += WIDTH) f(y, x, i, splat(1.0f), first[0], second[0]);
+      sums.first += total(first[0] + first[1]);
+      sums.second += total(second[0] + second[1]);
     });
-    return sum;
+    return sums;
   }
   const Alive alive(count);
   for (int32_t y = 0; y < view.height; y++) {
-    Vec part = {};
+    Vec first = {}, second = {};
     for (int32_t x = 0; x < view.width; x++)
-      for (int32_t i = 0; i < view.active; i += WIDTH) part += f(y, x, i) * alive.at(i);
-    sum += total(part);
+      for (int32_t i = 0; i < view.active; i += WIDTH) f(y, x, i, alive.at(i), first, second);
+    sums.first += total(first);
+    sums.second += total(second);
   }
-  return sum;
+  return sums;
 }
 
 // The line that takes a channel's elements to their normal form: x * scale + shift.
@@ -71,14 +79,16 @@ inline void norm_statistics(const Norm& norm, const View& x, int32_t count, bool
   for (int32_t c = 0; c < x.channels; c++) {
     double mean = norm.mean[c], variance = norm.variance[c];
     if (!frozen) {
-      mean = sum_samples(x, count, [&](int32_t row, int32_t column, int64_t i) {
-               return load(x.at(c, row, column) + i);
-             }) / values;
+      const auto add = [&](int32_t row, int32_t column, int64_t i, Vec keep, Vec& sum, Vec&) {
+        sum += load(x.at(c, row, column) + i) * keep;
+      };
+      mean = sum_samples(x, count, add).first / values;
       const Vec center = splat(float(mean));
-      const double spread = sum_samples(x, count, [&](int32_t row, int32_t column, int64_t i) {
-        const Vec apart = load(x.at(c, row, column) + i) - center;
-        return apart * apart;
-      });
+      const auto part = [&](int32_t row, int32_t column, int64_t i, Vec keep, Vec& sum, Vec&) {
+        const Vec apart = (load(x.at(c, row, column) + i) - center) * keep;
+        sum += apart * apart;
+      };
+      const double spread = sum_samples(x, count, part).first;
       variance = spread / values;
       if (track) {
         norm.mean[c] += norm.momentum * float(mean - norm.mean[c]);
@@ -122,15 +132,18 @@ inline void norm_backward(const Norm& norm, const View& x, const View& dy, const
       return passed(given, line.at(load(x.at(c, row, column) + i)), cap);
     };
     const Vec mean = splat(norm.saved_mean[c]), deviation = splat(norm.saved_scale[c]);
-    const double sum = sum_samples(dy, count, gradient);
-    const double product = sum_samples(dy, count, [&](int32_t row, int32_t column, int64_t i) {
-      return gradient(row, column, i) * ((load(x.at(c, row, column) + i) - mean) * deviation);
-    });
-    dbeta[c] = float(sum);
-    dgamma[c] = float(product);
+    const auto both = [&](int32_t row, int32_t column, int64_t i, Vec keep, Vec& first,
+                          Vec& second) {
+      const Vec given = gradient(row, column, i) * keep;
+      first += given;
+      second += given * ((load(x.at(c, row, column) + i) - mean) * deviation);
+    };
+    const Sums sums = sum_samples(dy, count, both);
+    dbeta[c] = float(sums.first);
+    dgamma[c] = float(sums.second);
     if (dx.data == nullptr) continue;
-    const Vec shift = splat(frozen ? 0.0f : float(sum / values));
-    const Vec slope = splat(frozen ? 0.0f : float(product / values));
+    const Vec shift = splat(frozen ? 0.0f : float(sums.first / values));
+    const Vec slope = splat(frozen ? 0.0f : float(sums.second / values));
     const auto put = [&](int32_t row, int32_t column, int64_t i, Vec keep) {
       const Vec normal = (load(x.at(c, row, column) + i) - mean) * deviation;
       Vec value = line.scale * (gradient(row, column, i) - shift - normal * slope) * keep;
