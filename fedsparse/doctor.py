@@ -132,9 +132,7 @@ def _kernels() -> dict[str, Any]:
     try:
         return {**library.describe(), **asdict(rule.measured())}
     except library.Unavailable as error:
-        off = os.environ.get(library.SWITCH)
-        remedy = f"unset {library.SWITCH}" if off else COMPILE
-        return {"because": str(error), "disables": NATIVE, "remedy": remedy}
+        return {"because": str(error), "disables": NATIVE, "remedy": error.remedy or COMPILE}
 
 
 def _kernels_line(found: dict[str, Any]) -> str:

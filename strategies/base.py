@@ -110,9 +110,13 @@ class SparseStrategy(Strategy):
 
     @property
     def adds_up(self) -> bool:
-        """Whether workers may add replies up: as `aggregate` says, unless `mean` is another."""
-        own = type(self)
-        return getattr(own.aggregate, "adds_up", False) and own.mean is SparseStrategy.mean
+        """Whether workers may add replies up: as `aggregate` says.
+
+        Not where a subclass takes the mean or reads the replies in a way of its own.
+        """
+        own, base = type(self), SparseStrategy
+        usual = own.mean is base.mean and own.read_replies is base.read_replies
+        return usual and getattr(own.aggregate, "adds_up", False)
 
     # -- state of a run ---------------------------------------------------------------
 

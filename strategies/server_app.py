@@ -37,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
             "real time; leave it out, or simulate devices with `fedsparse run`"
         )
     out = Path(os.environ.get("FEDSPARSE_OUT", f"runs/flower-{context.run_id}"))
-    task = Task.of(settled_before(out, config))
+    task = Task.of(settled_before(out, config), settle=False)
     strategy = foreign.make(task)
     check_clock(task.config, strategy)
     folder = folder_of(out, task.config)

@@ -32,10 +32,11 @@ class Task:
     """What trains, in words; the configuration's `[client]` says it in its keys."""
 
     @classmethod
-    def of(cls, config: Config) -> "Task":
+    def of(cls, config: Config, *, settle: bool = True) -> "Task":
         """Load the data and build the freshly initialised model, by the run's seed.
 
-        What the configuration leaves to be chosen of training is chosen here, for all clients.
+        What the configuration leaves to be chosen of training is chosen here, for all clients,
+        unless it is not to `settle` for nodes that may differ.
         """
         torch.set_num_threads(1)
         federated = data.load(config.data, clients=config.fleet.clients, seed=config.run.seed)
@@ -50,7 +51,7 @@ class Task:
         _check_samples(config.model.name, model, federated.train)
         if len(federated.input_shape) == 3:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        config, trains = backend.resolve(config, model, federated.input_shape)
+        config, trains = backend.resolve(config, model, federated.input_shape, settle=settle)
         return cls(config, federated, model, trains)
 
     @cached_property

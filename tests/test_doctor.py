@@ -67,18 +67,18 @@ def test_kernels_are_told_with_their_instruction_set_and_compiler(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("switch", "remedy"),
+    ("known", "remedy"),
     [
         ("", "install a C++ compiler and pip install --force-reinstall fedsparse"),
-        ("off", "unset FEDSPARSE_KERNELS"),
+        ("unset FEDSPARSE_KERNELS", "unset FEDSPARSE_KERNELS"),
     ],
 )
-def test_without_kernels_it_says_what_is_lost(switch, remedy, monkeypatch):
+def test_without_kernels_it_says_what_is_lost(known, remedy, monkeypatch):
     def describe():
-        raise library.Unavailable("the kernels are not here")
+        raise library.Unavailable("the kernels are not here", known)
 
     monkeypatch.setattr(library, "describe", describe)
-    monkeypatch.setenv("FEDSPARSE_KERNELS", switch)
+    monkeypatch.setenv("FEDSPARSE_KERNELS", "avx2")
     lost = "disables native training, runs use torch"
     line = f"  missing  kernels (the kernels are not here): {lost}; {remedy}"
     assert line in invoke("doctor").stdout.splitlines()

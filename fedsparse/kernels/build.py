@@ -134,12 +134,13 @@ def compile_with(
 def find_compiler() -> Compiler | None:
     """Return the compiler of $CXX, else the first of c++, g++, clang++ that answers.
 
-    A $CC that does not answer, such as /bin/false, says that there is to be none.
+    A $CC that does not answer, such as /bin/false, says that there is to be none. An empty
+    variable is one that is not set.
     """
-    chosen, c_compiler = os.environ.get("CXX"), os.environ.get("CC")
-    if chosen is None and c_compiler is not None and ask(c_compiler) is None:
+    chosen, c_compiler = (os.environ.get(name, "").strip() for name in ("CXX", "CC"))
+    if not chosen and c_compiler and ask(c_compiler) is None:
         return None
-    candidates = ["c++", "g++", "clang++"] if chosen is None else [chosen]
+    candidates = [chosen] if chosen else ["c++", "g++", "clang++"]
     return next((found for each in candidates if (found := ask(each)) is not None), None)
 
 

@@ -74,12 +74,12 @@ ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 def derive(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     """Describe a module whose inputs are float32 of shape (n, *input_shape).
 
-    The module and torch's random state stay as they were. Raises Uncovered.
+    The module and the global random generators stay as they were. Raises Uncovered.
     """
     if not 1 <= len(input_shape) <= 3:
         raise Uncovered(f"a sample of shape {input_shape} is no vector and no image")
     tracing.refuse(model)
-    with torch.random.fork_rng(devices=[]):
+    with tracing.undrawn():
         try:
             twin = copy.deepcopy(model).cpu()
         except Exception as error:

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsparse.kernels.build import LIBRARY
+from fedsparse.kernels.build import LIBRARY, source_hash
 
-ABI = 4
+ABI = 5
 BLOCK = 16_384
 """Weights whose gradient exists at one time in the search for the largest."""
 SWITCH = "FEDSPARSE_KERNELS"
 """Names an instruction set (baseline, avx2, avx512), or off."""
+BUILD = "python -m fedsparse.kernels.build"
 
 CONV, NORM, RELU, MAX_POOL, AVERAGE_POOL, ADD, COPY = range(7)
 OPTIMIZERS = {"sgd": 0, "momentum": 1, "adam": 2}
@@ -121,7 +122,7 @@ class Api(ctypes.Structure):
             ctypes.CFUNCTYPE(
                 _INT,
                 *(_M, _W, ctypes.POINTER(Settings), _Pointer, _Pointer, ctypes.POINTER(_LONG)),
-                *(_Pointer, _Pointer, _INT, _INT, ctypes.POINTER(Sums), ctypes.POINTER(_INT)),
+                *(_Pointer, _Pointer, _INT, _LONG, _LONG, ctypes.POINTER(Sums)),
             ),
         ),
         ("evaluate", ctypes.CFUNCTYPE(None, _M, _W, _LONG, ctypes.POINTER(Sums), _Pointer)),
@@ -137,11 +138,17 @@ class Api(ctypes.Structure):
 
 
 class Unavailable(Exception):
-    """The kernels cannot be used here; the message says why."""
+    """The kernels cannot be used here: why, and what helps, '' where only compiling does."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
+    sources = _sources()
+    lacking = Unavailable("the kernels were not compiled when fedsparse was installed")
     for path in _candidates():
         try:
             library = ctypes.CDLL(str(path))
@@ -149,11 +156,21 @@ def _library() -> ctypes.CDLL:
             library.fs_api.argtypes = [ctypes.c_char_p]
             for name in ("fs_isa", "fs_version", "fs_compiler"):
                 getattr(library, name).restype = ctypes.c_char_p
-            if library.fs_abi() == ABI:
+            # A struct may have changed although the number was forgotten.
+            if library.fs_abi() == ABI and sources in library.fs_version().decode():
                 return library
+            lacking = Unavailable(
+                f"the kernels were compiled from other sources; run {BUILD}", BUILD
+            )
         except (OSError, AttributeError):
             continue
-    raise Unavailable("the kernels were not compiled when fedsparse was installed")
+    raise lacking
+
+
+def _sources() -> str:
+    """Return the hash of the sources beside this file, '' where there are none."""
+    folder = Path(__file__).parent / "src"
+    return source_hash(folder) if (folder / "api.h").is_file() else ""
 
 
 def _candidates() -> Iterator[Path]:
@@ -180,7 +197,8 @@ def load(wanted: str = "") -> Api:
         raise Unavailable(
             f"the kernels are switched off by {SWITCH}=off"
             if name == "off"
-            else f"the kernels have no form '{name}' for this processor"
+            else f"the kernels have no form '{name}' for this processor",
+            remedy="" if wanted else f"unset {SWITCH}",
         )
     api: Api = found.contents
     return api

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fedsparse.errors import ModelError
 from fedsparse.kernels import library
 from fedsparse.kernels.build import Compiler, compile_with
-from fedsparse.kernels.program import LANES, Floats, Optimizer, Program, Values
+from fedsparse.kernels.memory import Floats
+from fedsparse.kernels.program import LANES, Optimizer, Program, Values
 
 HERE = Path(__file__).parent
 
@@ -53,15 +54,6 @@ def write_job(path: Path, program: Program, values: Values, job: Job) -> None:
         saved=plan.saved,
         parameters=plan.parameters,
     )
-    settings = library.Settings(
-        optimizer=library.OPTIMIZERS[optimizer.name],
-        lr=optimizer.lr,
-        momentum=optimizer.momentum,
-        weight_decay=optimizer.weight_decay,
-        beta1=0.9,
-        beta2=0.999,
-        epsilon=1e-8,
-    )
     frozen = job.order.shape[1] < 2
     lanes = -(-int(np.diff(job.edges).max()) // LANES) * LANES
     local_round = np.array([lanes, frozen, not frozen, *(len(job.order), len(optimizer.slots), 0)])
@@ -69,7 +61,7 @@ def write_job(path: Path, program: Program, values: Values, job: Job) -> None:
     none = np.zeros(0, np.float32)
     parts = [
         *(bytes(model), plan.tensors, plan.ops, plan.positions, plan.windows),
-        *(values.parameters, values.buffers, bytes(settings)),
+        *(values.parameters, values.buffers, bytes(optimizer.settings())),
         np.asarray(job.x, np.float32),
         np.asarray(job.y, np.int64) if labels else none,
         none if labels else np.asarray(job.y, np.float32),

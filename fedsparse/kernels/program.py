@@ -5,6 +5,7 @@ that they bring. Nothing here draws random numbers: the order of samples is give
 """
 
 import ctypes
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,16 +17,19 @@ from numpy.typing import NDArray
 
 from fedsparse.errors import ModelError
 from fedsparse.kernels import library, plan
+from fedsparse.kernels.memory import Floats, Memory, Room, shared
 from fedsparse.kernels.nodes import Graph
 from fedsparse.kernels.rule import Rule
 from fedsparse.sparsity import Mask, State
 
-Floats = NDArray[np.float32]
 LANES = 16
 """Samples stand side by side in multiples of this."""
 TEST_LANES = 64
 """Samples of one pass of a test."""
-ALIGNMENT = 64
+MOST_FLOATS = 2**31
+"""Of one activation: kernels count within it in 32 bits."""
+PATIENCE = 0.2
+"""Seconds of training after which Python looks whether it was interrupted."""
 
 
 @dataclass
@@ -49,6 +53,19 @@ class Optimizer:
     momentum: float = 0.0
     weight_decay: float = 0.0
     proximal_mu: float = 0.0
+
+    def settings(self) -> library.Settings:
+        """Return the constants as the kernels read them; Adam's are torch's defaults."""
+        return library.Settings(
+            optimizer=library.OPTIMIZERS[self.name],
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            beta1=0.9,
+            beta2=0.999,
+            epsilon=1e-8,
+            proximal=self.proximal_mu,
+        )
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -76,24 +93,8 @@ class Slots:
     steps: int = 0
 
 
-def _aligned(floats: int) -> Floats:
-    """Return zeros at a multiple of 64 bytes."""
-    raw = np.zeros(floats + ALIGNMENT // 4, np.float32)
-    shift = -raw.ctypes.data % ALIGNMENT // 4
-    return raw[shift : shift + floats]
-
-
 def _address(array: NDArray[Any] | None) -> int | None:
     return None if array is None else array.ctypes.data
-
-
-@dataclass
-class _Room:
-    """Memory that clients use one after another: kept, because making it costs time."""
-
-    arena: Floats
-    gradients: Floats
-    lanes: int
 
 
 class Program:
@@ -108,6 +109,8 @@ class Program:
         *,
         input_gradient: bool = False,
     ) -> None:
+        """Programs to measure layers by, with the input's gradient, have memory of their own."""
+        self._memory = Memory() if input_gradient else None
         self.plan = plan.make(graph, mask, rule, input_gradient=input_gradient)
         self.api = library.load() if api is None else api
         self.classes = graph.outputs
@@ -124,7 +127,6 @@ class Program:
             parameters=self.plan.parameters,
         )
         self._index = self._compile()
-        self._rooms: dict[tuple[int, int], _Room] = {}
 
     def _compile(self) -> NDArray[np.int32]:
         words = len(self.plan.windows)
@@ -239,27 +241,24 @@ class Program:
         frozen = order.shape[1] < 2
         work = self._work(values, room, x, y, frozen=frozen, track=not frozen)
         start = values.parameters.copy() if optimizer.proximal_mu else None
-        settings = library.Settings(
-            optimizer=library.OPTIMIZERS[optimizer.name],
-            lr=optimizer.lr,
-            momentum=optimizer.momentum,
-            weight_decay=optimizer.weight_decay,
-            beta1=0.9,
-            beta2=0.999,
-            epsilon=1e-8,
-            proximal=optimizer.proximal_mu,
-        )
         order, edges = np.ascontiguousarray(order), np.ascontiguousarray(edges)
-        sums, steps, done = library.Sums(), ctypes.c_int64(slots.steps), ctypes.c_int32()
-        status = self.api.train(
-            *(self._model, work, settings, _address(slots.values), _address(start)),
-            *(ctypes.byref(steps), _address(order), _address(edges), len(edges) - 1),
-            *(len(order), ctypes.byref(sums), ctypes.byref(done)),
-        )
+        batches = len(edges) - 1
+        sums, steps = library.Sums(), ctypes.c_int64(slots.steps)
+        done, count, status = 0, batches * len(order), library.DONE
+        at_once = batches
+        while done < count and status == library.DONE:
+            began = time.perf_counter()
+            last = min(done + at_once, count)
+            status = self.api.train(
+                *(self._model, work, optimizer.settings(), _address(slots.values)),
+                *(_address(start), ctypes.byref(steps), _address(order), _address(edges)),
+                *(batches, done, last, ctypes.byref(sums)),
+            )
+            spent = max(time.perf_counter() - began, 1e-6)
+            at_once = max(1, int((last - done) * PATIENCE / spent))
+            done = last
         slots.steps = steps.value
-        if status != library.DONE:
-            self._rooms.clear()
-        return Outcome(sums.loss, sums.correct, done.value, status)
+        return Outcome(sums.loss, sums.correct, -(-done // batches), status)
 
     def evaluate(
         self, values: Values, x: Floats, y: NDArray[Any] | None, *, outputs: bool = False
@@ -337,18 +336,26 @@ class Program:
         framed = planes.reshape(channels, height + 2 * halo, width + 2 * halo, room.lanes)
         return framed[:, halo : halo + height, halo : halo + width]
 
-    def _room(self, samples: int, purpose: int) -> _Room:
+    def _room(self, samples: int, purpose: int) -> Room:
+        """Return the memory of a pass; raises ModelError for a batch that cannot be counted."""
         lanes = _lanes(samples)
-        if (lanes, purpose) not in self._rooms:
-            floats = int(self.api.arena_floats(self._model, lanes, purpose))
-            gradients = _aligned(self.plan.parameters + LANES)
-            self._rooms[lanes, purpose] = _Room(_aligned(floats), gradients, lanes)
-        return self._rooms[lanes, purpose]
+        most = int(
+            (self.plan.tensors["channels"].astype(np.int64) * self.plan.tensors["plane"]).max()
+        )
+        if most * lanes >= MOST_FLOATS:
+            raise ModelError(
+                f"an activation of {samples} samples has 2^31 values or more; lower "
+                "client.batch_size, or set client.backend to 'torch'"
+            )
+        floats = int(self.api.arena_floats(self._model, lanes, purpose))
+        wanted = 0 if purpose == library.EVALUATING else self.plan.parameters + LANES
+        memory = shared() if self._memory is None else self._memory
+        return memory.room(self._index, lanes, floats, wanted)
 
     def _work(
         self,
         values: Values,
-        room: _Room,
+        room: Room,
         x: Floats | None,
         y: NDArray[Any] | None,
         *,

@@ -1,6 +1,6 @@
 """Which layers are computed sparsely: a break-even density by kind of layer.
 
-It is measured once on a machine, in half a second, and kept in the user's cache folder. A run
+It is measured once on a machine, in a tenth of a second, and kept in the user's cache folder. A run
 writes into its configuration what it found, so that its workers, and a later resumption,
 compute each layer in the same form and reach the same bits.
 """
@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def _times(
     out: int, inputs: int, kernel: int, side: int, densities: tuple[float, ...]
 ) -> list[float]:
     """Return seconds of forward and backward at each density, the least of interleaved runs."""
-    # Here and not above: they import torch, and `doctor` only wants to read the cache.
+    # Here and not above: they import torch, which a rule from the cache does without.
     from fedsparse.kernels.program import Program
     from fedsparse.sparsity import Mask
 
@@ -137,10 +137,12 @@ def _cache() -> Path:
 
 
 def _read(key: str) -> Rule | None:
+    """Return the rule that is kept for a key; None unless it is one of two densities."""
     try:
-        return Rule(**{name: float(value) for name, value in _content()[key].items()})
-    except (ValueError, KeyError, TypeError, AttributeError):
+        rule = Rule(**{name: float(value) for name, value in _content()[key].items()})
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError):
         return None
+    return rule if all(0 <= density <= 1 for density in astuple(rule)) else None
 
 
 def _content() -> dict[str, Any]:
@@ -160,14 +162,18 @@ def _keep(key: str, rule: Rule) -> Rule:
     found = _read(key)
     if found is not None:
         return found
-    path, others = _cache(), list(_content().items())[1 - BUILDS :]
+    path = _cache()
+    others = [item for item in _content().items() if item[0] != key][1 - BUILDS :]
+    written = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, delete=False
         ) as file:
+            written = file.name
             json.dump({**dict(others), key: asdict(rule)}, file)
-        os.replace(file.name, path)
+        os.replace(written, path)
     except OSError:
-        pass
+        if written is not None:
+            Path(written).unlink(missing_ok=True)
     return rule

@@ -5,9 +5,13 @@ no mark in fx's graph; a module that has them is left to torch.
 """
 
 import operator
+import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -36,7 +40,7 @@ def trace(
     if still:
         raise Uncovered(f"layer '{still[0]}' does not follow train() and eval()")
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), undrawn():
             traced = _Tracer().trace(model)
         runner = _Shapes(model.eval(), traced)
         with torch.no_grad():
@@ -46,6 +50,28 @@ def trace(
     except Exception as error:  # the model's own code ran, and may raise anything
         raise Uncovered(f"torch.fx cannot trace the model: {first_line(error)}") from None
     return traced, runner.shapes
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Raise Uncovered if the body drew from a global random generator; the draws are undone.
+
+    A branch on a draw is traced one way, and would then be taken that way in every pass.
+    """
+    of_torch, of_python = torch.get_rng_state(), random.getstate()
+    of_numpy = np.random.get_state(legacy=False)
+    try:
+        yield
+        if (
+            not torch.equal(torch.get_rng_state(), of_torch)
+            or random.getstate() != of_python
+            or repr(np.random.get_state(legacy=False)) != repr(of_numpy)
+        ):
+            raise Uncovered("the model draws random numbers")
+    finally:
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def where(node: fx.Node) -> str:

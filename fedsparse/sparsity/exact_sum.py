@@ -73,7 +73,11 @@ class ExactSum:
         self.add_all([(values, weight)])
 
     def add_all(self, addends: Sequence[Addend]) -> None:
-        """Add several weighted vectors, in one pass over the digits."""
+        """Add several weighted vectors of the sum's size, in one pass; others raise ValueError."""
+        for values, _ in addends:
+            # The compiled form trusts their length.
+            if values.shape != (self.size,):
+                raise ValueError(f"a vector of shape {values.shape} is no addend of {self.size}")
         small: list[tuple[NDArray[Any], float]] = []
         for values, weight in addends:
             most = _most(values, weight)

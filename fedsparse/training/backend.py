@@ -171,28 +171,32 @@ class Backend:
         return TorchModel(self.module, state, mask)
 
 
-def resolve(config: Config, module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Config, str]:
+def resolve(
+    config: Config, module: nn.Module, input_shape: tuple[int, ...], *, settle: bool = True
+) -> tuple[Config, str]:
     """Return the configuration with its backend settled, and a line that says what trains.
 
     What is settled is written out, so that each worker, and a resumed run, trains the same
-    way. Raises ConfigError for native training that cannot be had.
+    way. Not to `settle` leaves `auto` to each client: real nodes differ. Raises ConfigError for
+    native training that cannot be had.
     """
-    if config.engine.device != "cpu" and config.client.backend == "auto":
-        settled = config.client.model_copy(update={"backend": "torch"})
-        return config.model_copy(update={"client": settled}), f"torch on {config.engine.device}"
+    asked = config.client.backend
+    if config.engine.device != "cpu" and asked == "auto":
+        return _settled(config, backend="torch"), f"torch on {config.engine.device}"
     backend = Backend(module, input_shape, config.client)
     if not backend.native:
-        settled = config.client.model_copy(update={"backend": "torch"})
-        why = "" if config.client.backend == "torch" else backend.lack
+        why = "" if asked == "torch" else backend.lack
         said = "; ".join(filter(None, (why, caveat(config.client.precision))))
-        return config.model_copy(update={"client": settled}), f"torch: {said}" if said else "torch"
-    rule = backend.rule
-    settled = config.client.model_copy(
-        update={
-            "backend": "native",
-            "sparse_linear_below": rule.linear_below,
-            "sparse_conv_below": rule.conv_below,
-        }
-    )
-    said = f"native kernels ({library.describe()['instruction_set']})"
-    return config.model_copy(update={"client": settled}), said
+        settled = _settled(config, backend="torch" if settle else asked)
+        return settled, f"torch: {said}" if said else "torch"
+    densities = {
+        "sparse_linear_below": backend.rule.linear_below,
+        "sparse_conv_below": backend.rule.conv_below,
+    }
+    settled = _settled(config, backend="native" if settle else asked, **densities)
+    return settled, f"native kernels ({library.describe()['instruction_set']})"
+
+
+def _settled(config: Config, **keys: object) -> Config:
+    """Return the configuration with keys of `[client]` set."""
+    return config.model_copy(update={"client": config.client.model_copy(update=keys)})

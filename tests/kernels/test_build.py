@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedsparse.kernels import build as building
+from fedsparse.kernels import library as loading
 from fedsparse.kernels.build import BASELINE, X86, build, find_compiler
 from fedsparse.kernels.library import ABI
 
@@ -83,6 +84,43 @@ def test_only_what_changed_is_compiled_again(folder):
     assert made()[0] > first[0]
     assert building.source_hash(folder / "src").encode() in (folder / "_kernels.so").read_bytes()
     assert {path.name for path in folder.iterdir()} == {"_kernels.so", "src"}
+
+
+@needs_compiler
+def test_a_library_of_other_sources_is_not_loaded(folder, monkeypatch):
+    build(folder)
+    monkeypatch.setattr(loading, "__file__", str(folder / "library.py"))
+    monkeypatch.setattr(loading, "_candidates", lambda: iter([folder / "_kernels.so"]))
+    assert loading._library.__wrapped__().fs_abi() == ABI
+    (folder / "src" / "isa.cpp").write_text(STUB + "// changed\n")
+    with pytest.raises(loading.Unavailable, match="other sources; run python -m") as caught:
+        loading._library.__wrapped__()
+    assert caught.value.remedy == "python -m fedsparse.kernels.build"
+    shutil.rmtree(folder / "src")
+    assert loading._library.__wrapped__().fs_abi() == ABI
+
+
+@pytest.mark.parametrize(("switch", "named"), [("off", "switched off"), ("mmx", "no form 'mmx'")])
+def test_a_switch_that_leaves_no_kernels_is_the_remedy(switch, named, monkeypatch):
+    class Nothing:
+        def fs_api(self, wanted):
+            return None
+
+    monkeypatch.setattr(loading, "_library", Nothing)
+    monkeypatch.setenv("FEDSPARSE_KERNELS", switch)
+    with pytest.raises(loading.Unavailable, match=named) as caught:
+        loading.load.__wrapped__()
+    assert caught.value.remedy == "unset FEDSPARSE_KERNELS"
+
+
+@needs_compiler
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    usual = find_compiler()
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("CC", " ")
+    assert find_compiler() == usual
 
 
 @pytest.mark.parametrize("variable", ["CC", "CXX"])

@@ -5,7 +5,9 @@ them means.
 """
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -233,10 +235,11 @@ def test_deriving_leaves_the_model_and_the_random_state_alone():
     model.calls = 0
     model.norm.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    random = torch.get_rng_state()
+    of_torch, of_python = torch.get_rng_state(), random.getstate()
     with pytest.raises(Uncovered):
         derive(model, (4,))
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), of_torch)
+    assert random.getstate() == of_python
     assert model.calls == 0
     assert model.training
     assert not model.norm.training
@@ -384,6 +387,15 @@ def test_what_is_not_covered_is_named(reason):
         derive(REFUSED[reason], IMAGE)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), random.random, np.random.rand])
+def test_branches_on_random_numbers_are_not_covered(draw):
+    """As in stochastic depth: a trace shows one of the ways."""
+    forward = lambda m, x: x + m.part(x) if not m.training or draw() >= 0 else x
+    model = called(forward, **part())
+    with pytest.raises(Uncovered, match=r"^the model draws random numbers$"):
+        derive(model, IMAGE)
 
 
 def test_the_transformer_is_not_covered():

@@ -243,6 +243,9 @@ def test_a_rule_is_measured_once_and_read_by_the_next_process(cache, monkeypatch
     [
         *("", "{", "[]", "null", '{"KEY": {}}', '{"KEY": [0.1, 0.2]}', b"\xff"),
         '{"KEY": {"linear_below": "much", "conv_below": 1}}',
+        '{"KEY": {"linear_below": 0.1, "conv_below": 1.01}}',
+        '{"KEY": {"linear_below": -0.05, "conv_below": 0.5}}',
+        '{"KEY": {"linear_below": NaN, "conv_below": 0.5}}',
         '{"another machine": {"linear_below": 0.1, "conv_below": 0.1}}',
     ],
 )
@@ -263,6 +266,17 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
     rule.measured.cache_clear()
     assert rule.measured() == Rule(0.15, 0.1)
     rule.measured.cache_clear()
+
+
+def test_a_file_that_cannot_be_put_in_place_is_removed(cache, monkeypatch):
+    def refuse(*paths):
+        raise OSError("the disk is full")
+
+    rule._keep("before", Rule(0.3, 0.4))
+    monkeypatch.setattr(rule.os, "replace", refuse)
+    assert rule._keep("key", Rule(0.1, 0.2)) == Rule(0.1, 0.2)
+    assert [path.name for path in cache.parent.iterdir()] == ["kernels.json"]
+    assert rule._read("before") == Rule(0.3, 0.4)
 
 
 def test_what_another_process_kept_meanwhile_is_taken(cache):

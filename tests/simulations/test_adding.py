@@ -183,3 +183,20 @@ def test_a_strategy_that_looks_at_single_models_gets_them(monkeypatch):
     strategy.prepare(grid)
     play(strategy, grid, 1)
     assert seen == [sorted(strategy.task.schema.names)] * 4
+
+
+def test_a_strategy_that_reads_replies_in_its_own_way_is_given_them():
+    strategy, grid = stage("strategy.name=fedavg")
+    seen = []
+
+    class Reading(type(strategy)):
+        def read_replies(self, replies):
+            seen.extend(replies := list(replies))
+            return super().read_replies(replies)
+
+    strategy.__class__ = Reading
+    assert not strategy.adds_up
+    strategy.prepare(grid)
+    play(strategy, grid, 1)
+    assert len(seen) == 4
+    assert not any(map(is_added, seen))

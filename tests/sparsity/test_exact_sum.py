@@ -116,3 +116,11 @@ def test_several_addends_at_once_are_as_many_alone(monkeypatch):
     together.add_all(addends)
     assert alone.total().tobytes() == together.total().tobytes()
     assert (together.nbytes, ExactSum(0).total().size) == (alone.nbytes, 0)
+
+
+@pytest.mark.parametrize("shape", [SIZE - 1, SIZE + 1, (1, SIZE), ()])
+def test_a_vector_of_another_size_is_refused(shape):
+    total, fitting = ExactSum(SIZE), np.ones(SIZE, np.float32)
+    with pytest.raises(ValueError, match="no addend of 7"):
+        total.add_all([(fitting, 1), (np.ones(shape, np.float32), 1)])
+    assert not total.total().any()

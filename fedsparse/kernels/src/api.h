@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { FS_ABI = 4, FS_BLOCK = 16384 };
+enum { FS_ABI = 5, FS_BLOCK = 16384 };
 
 enum FsKind {
   FS_CONV = 0,     /* also linear layers: 1x1 over planes of one pixel */
@@ -122,14 +122,15 @@ typedef struct {
   /* Gradients of all parameters, from the output's gradient in the arena. */
   void (*backward)(const FsModel*, const FsWork*, int32_t count);
 
-  /* Train: epochs of `batches` batches, rows[epoch][edges[b] .. edges[b + 1]).
-   * `slots` holds momentum, or Adam's two averages one after the other; `start` the weights of
-   * the proximal term or NULL; `steps` Adam's step counter, advanced. Stops after the epoch
-   * whose loss is not finite; *epoch_count tells how many ran. */
+  /* Train on batches first .. last - 1 of a round: an epoch has `batches` of them, and batch b
+   * of an epoch is rows[epoch][edges[b] .. edges[b + 1]). `slots` holds momentum, or Adam's two
+   * averages one after the other; `start` the weights of the proximal term or NULL; `steps`
+   * Adam's step counter, advanced. `sums` are those of the epoch, across calls. Stops after the
+   * epoch whose loss is not finite. */
   int32_t (*train)(const FsModel*, const FsWork*, const FsSettings*, float* slots,
                    const float* start, int64_t* steps, const int64_t* rows,
-                   const int64_t* edges, int32_t batches, int32_t epochs, FsSums* sums,
-                   int32_t* epoch_count);
+                   const int64_t* edges, int32_t batches, int64_t first, int64_t last,
+                   FsSums* sums);
   /* Test on rows 0 .. samples - 1; outputs (samples, classes) or NULL. */
   void (*evaluate)(const FsModel*, const FsWork*, int64_t samples, FsSums* sums, float* outputs);
   /* The largest gradients of pruned weights on one batch. */

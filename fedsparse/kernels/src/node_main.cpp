@@ -141,11 +141,10 @@ int main(int count, char** words) {
   const int32_t batches = int32_t(parts[EDGES].bytes / int64_t(sizeof(int64_t))) - 1;
   FsSums sums = {};
   int64_t steps = 0;
-  int32_t done = 0;
   const int32_t status = api->train(
       &model, &work, &parts[SETTINGS].one<FsSettings>(words[1]),
       zeros<float>(round.slots * model.parameters), nullptr, &steps, parts[ROWS].as<int64_t>(),
-      parts[EDGES].as<int64_t>(), batches, epochs, &sums, &done);
+      parts[EDGES].as<int64_t>(), batches, 0, int64_t(batches) * epochs, &sums);
 
   std::FILE* file = std::fopen(words[2], "wb");
   if (file == nullptr) refuse("cannot be written", words[2]);

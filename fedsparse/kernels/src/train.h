@@ -17,28 +17,24 @@ inline bool lacks_values(const FsModel& model, int64_t count) {
 
 inline int32_t train(const FsModel* model, const FsWork* work, const FsSettings* settings,
                      float* slots, const float* start, int64_t* steps, const int64_t* rows,
-                     const int64_t* edges, int32_t batches, int32_t epochs, FsSums* sums,
-                     int32_t* epoch_count) {
-  *epoch_count = 0;
-  for (int32_t epoch = 0; epoch < epochs; epoch++, rows += edges[batches]) {
-    FsSums whole = {0.0, 0};
-    for (int32_t b = 0; b < batches; b++) {
-      const int32_t count = int32_t(edges[b + 1] - edges[b]);
-      if (!work->frozen && lacks_values(*model, count)) return FS_ONE_VALUE;
-      const Batch batch(*model, *work, count);
-      gather(work->x, rows + edges[b], count, batch.value(model->input));
-      batch.forward();
-      const FsSums part = loss(*work, batch.value(model->output), rows + edges[b], count,
-                               batch.gradient(model->output));
-      batch.backward();
-      step(*settings, model->parameters, work->parameters, work->gradients, slots, start,
-           ++*steps);
-      whole.loss += part.loss;
-      whole.correct += part.correct;
-    }
-    *sums = whole;
-    ++*epoch_count;
-    if (!std::isfinite(whole.loss)) return FS_NOT_FINITE;
+                     const int64_t* edges, int32_t batches, int64_t first, int64_t last,
+                     FsSums* sums) {
+  for (int64_t b = first; b < last; b++) {
+    const int64_t epoch = b / batches, place = b % batches;
+    const int64_t* here = rows + epoch * edges[batches] + edges[place];
+    const int32_t count = int32_t(edges[place + 1] - edges[place]);
+    if (place == 0) *sums = {0.0, 0};
+    if (!work->frozen && lacks_values(*model, count)) return FS_ONE_VALUE;
+    const Batch batch(*model, *work, count);
+    gather(work->x, here, count, batch.value(model->input));
+    batch.forward();
+    const FsSums part = loss(*work, batch.value(model->output), here, count,
+                             batch.gradient(model->output));
+    batch.backward();
+    step(*settings, model->parameters, work->parameters, work->gradients, slots, start, ++*steps);
+    sums->loss += part.loss;
+    sums->correct += part.correct;
+    if (place + 1 == batches && !std::isfinite(sums->loss)) return FS_NOT_FINITE;
   }
   return FS_DONE;
 }
