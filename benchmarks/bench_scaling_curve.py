@@ -31,7 +31,7 @@ BATCHES = 8
 class Constants:
     """Processor seconds of the driver, and the bytes of a model, a reply and an exact sum.
 
-    A sum takes 16 bytes a kept weight, two 64-bit integers.
+    A sum takes 16 bytes a kept weight, two float64.
     """
 
     message: float = 0.55e-3
@@ -57,7 +57,7 @@ class Round:
         return max(self.train, self.carry, self.network) + self.add
 
 
-def as_built(c: Constants, machines: int) -> Round:
+def each_reply(c: Constants, machines: int) -> Round:
     """Every reply comes to the driver, which adds them one after another when all are there."""
     train = CLIENTS * TRAIN_SECONDS / (machines * CORES)
     carry = CLIENTS * (c.message + c.byte * c.reply_bytes)
@@ -66,7 +66,7 @@ def as_built(c: Constants, machines: int) -> Round:
 
 
 def summed_by_workers(c: Constants, machines: int) -> Round:
-    """Not built: each worker sends one exact sum a batch and a short row a client."""
+    """Each worker sends an exact sum now and then, and a short row a client."""
     workers = machines * CORES
     sums = workers * BATCHES
     train = CLIENTS * (TRAIN_SECONDS + c.add) / workers
@@ -88,8 +88,8 @@ def summed_in_a_tree(c: Constants, machines: int, arity: int = 10) -> Round:
 
 
 PLANS = {
-    "as built": as_built,
-    "sums in workers (not built)": summed_by_workers,
+    "each reply": each_reply,
+    "sums in workers": summed_by_workers,
     "tree of sums (not built)": summed_in_a_tree,
 }
 
@@ -99,7 +99,8 @@ def measure(clients: int = 400) -> Constants:
     from fedsparse import models, wire
     from fedsparse.sparsity import layer_counts, top_mask
     from fedsparse.sparsity.allocation import erk
-    from strategies.base import Reply, weighted_mean
+    from strategies.replies import Reply
+    from strategies.sums import weighted_mean
     from strategies.task import masked
 
     net = models.build("leaf-cnn", input_shape=(1, 28, 28), classes=10)

@@ -44,6 +44,11 @@ class Adder:
         self._stands: dict[tuple[int, int], AddedUp] = {}
         self._room = np.empty(0, np.float32)
 
+    @property
+    def waiting(self) -> int:
+        """Results that were taken and not given back."""
+        return len(self._held) + len(self._done)
+
     def take(self, result: TaskResult) -> None:
         """Take a client's result; `results` gives it back, with or without its model."""
         adding = self.at_once or bool(self._tally.parts)

@@ -13,6 +13,8 @@ from flwr.app import ArrayRecord, Metadata
 from simulations import flower_internals as internals
 from simulations.tasks import Task, TaskResult
 
+internals.carry_large_arrays_apart()
+
 
 @dataclass(frozen=True)
 class Letter:

@@ -29,6 +29,9 @@ MEMORY_ERRORS = ("MemoryError", "DefaultCPUAllocator: can't allocate memory")
 REPORT_SECONDS = 0.1
 """How often a worker reports what it has done."""
 
+SUM_CLIENTS, SUM_SECONDS = 16, 30.0
+"""Clients in a sum that is worth sending before its batch is done, and when it is sent anyway."""
+
 
 class Desk:
     """What a worker has done and not yet reported; one thread works, another reports."""
@@ -56,17 +59,26 @@ class Desk:
         with self._lock:
             self._missing.append(client)
 
-    def clear(self) -> Chunk | None:
-        """Return what was put down since the last time, None for nothing."""
+    def clear(self, last: bool) -> Chunk | None:
+        """Return what was put down since the last time, None for nothing.
+
+        A sum waits for more clients unless it is the batch's `last`.
+        """
         with self._lock:
-            results, digests, missing = self._results, self._digests, self._missing
-            if self._adder is not None:
-                results = self._adder.finish()
-            self._results, self._digests, self._missing = [], {}, []
+            missing, self._missing = self._missing, []
+            if not (last or self._worth_sending()):
+                return Chunk([], {}, missing, 0.0) if missing else None
+            results = self._results if self._adder is None else self._adder.finish()
+            digests, self._results, self._digests = self._digests, [], {}
             began, self._began = self._began, time.perf_counter()
             if not results and not missing:
                 return None
             return Chunk(results, digests, missing, self._began - began)
+
+    def _worth_sending(self) -> bool:
+        if self._adder is None or self._adder.waiting >= SUM_CLIENTS:
+            return True
+        return time.perf_counter() - self._began > SUM_SECONDS
 
 
 class Worker:
@@ -105,7 +117,7 @@ class Worker:
         while working:
             _, unfinished = wait([work], REPORT_SECONDS)
             working = bool(unfinished)
-            if (chunk := desk.clear()) is not None:
+            if (chunk := desk.clear(last=not working)) is not None:
                 yield chunk
         work.result()
 

@@ -178,28 +178,41 @@ class ExactSum:
 
     def total(self) -> Floats:
         """Return the sum, rounded to float64 from digits that depend on its value alone."""
-        digits = [self.fine - FINE_ZERO, self.coarse - COARSE_ZERO]
-        units = [COARSE]
-        if self.higher or self.reach >= HIGHER[0] / 2:
-            digits += [
-                np.array(self.higher[i]) if i in self.higher else np.zeros(self.size)
-                for i in range(len(HIGHER))
-            ]
-            units += HIGHER
-        # First to digits between 0 and the next unit, which a value has only once; then to
-        # digits around 0, so that no large ones cancel.
-        for i, unit in enumerate(units):
-            up = np.floor(digits[i] / unit) * unit
-            digits[i] -= up
-            digits[i + 1] += up
-        for i, unit in enumerate(units):
-            up = np.where(digits[i] >= unit / 2, unit, 0.0)
-            digits[i] -= up
-            digits[i + 1] += up
-        total = digits[0]
-        for digit in digits[1:]:
-            total += digit
+        total = np.empty(self.size)
+        for begin in range(0, self.size, BLOCK):
+            part = slice(begin, begin + BLOCK)
+            digits = [self.fine[part] - FINE_ZERO, self.coarse[part] - COARSE_ZERO]
+            units = [COARSE]
+            if self.higher or self.reach >= HIGHER[0] / 2:
+                none = np.zeros(len(digits[0]))
+                more = len(HIGHER) if self.higher else 1
+                digits += [
+                    np.array(self.higher[i][part] if i in self.higher else none)
+                    for i in range(more)
+                ]
+                units += HIGHER[:more]
+            total[part] = _rounded_sum(digits, units)
         return total
+
+
+def _rounded_sum(digits: list[Floats], units: Sequence[float]) -> Floats:
+    """Return the sum of digits, each but the lowest in its unit; they are changed on the way.
+
+    First they become digits between 0 and the next unit, which a value has only once; then
+    digits around 0, so that no large ones cancel.
+    """
+    for i, unit in enumerate(units):
+        up = np.floor(digits[i] / unit) * unit
+        digits[i] -= up
+        digits[i + 1] += up
+    for i, unit in enumerate(units):
+        up = np.where(digits[i] >= unit / 2, unit, 0.0)
+        digits[i] -= up
+        digits[i + 1] += up
+    total = digits[0]
+    for digit in digits[1:]:
+        total += digit
+    return total
 
 
 def _add(

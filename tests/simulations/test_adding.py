@@ -120,12 +120,28 @@ def test_a_worker_reports_a_sum_once_and_then_begins_another():
     for clients in (range(6), range(6, 12)):
         for result in results(clients):
             desk.done(result, None)
-        chunks.append(cloudpickle.loads(cloudpickle.dumps(desk.clear())))
-    assert desk.clear() is None
+        chunks.append(cloudpickle.loads(cloudpickle.dumps(desk.clear(last=True))))
+    assert desk.clear(last=True) is None
     replies = [done.reply for chunk in chunks for done in chunk.results]
     parts = {id(reply.content["arrays"].part) for reply in replies}
     assert (len(replies), len(parts)) == (12, 2)
     assert learnt(replies) == learnt([done.reply for done in results(range(12))])
+
+
+def test_a_sum_waits_for_clients_and_a_state_that_is_missed_does_not(monkeypatch):
+    desk = worker.Desk(READER)
+    done = results(range(worker.SUM_CLIENTS))
+    for result in done[:-1]:
+        desk.done(result, None)
+    desk.miss(3)
+    chunk = desk.clear(last=False)
+    assert (chunk.results, chunk.missing) == ([], [3])
+    assert desk.clear(last=False) is None
+    desk.done(done[-1], None)
+    assert len(desk.clear(last=False).results) == worker.SUM_CLIENTS
+    desk.done(results([20])[0], None)
+    monkeypatch.setattr(worker, "SUM_SECONDS", 0.0)
+    assert len(desk.clear(last=False).results) == 1
 
 
 def test_who_must_come_apart_is_not_added():

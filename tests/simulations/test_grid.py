@@ -3,12 +3,14 @@
 import inspect
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+from ray import cloudpickle
 
 from fedsparse.errors import GridError
 from simulations import flower_internals as internals
+from simulations import parcels  # noqa: F401  (says how large arrays are carried)
 from simulations.grid import FIRST_NODE, CohortGrid, InlineExecutor
 from tests.simulations.third_party_app import app
 
@@ -36,6 +38,25 @@ def test_flower_still_has_the_internals_that_we_touch():
     assert (reply.error.code, reply.metadata.src_node_id) == (8, 12)
     again = internals.message_of(message.metadata, {"x": ConfigRecord({"a": 1})})
     assert again.content["x"]["a"] == 1
+    to = internals.Address("def", 13, 2.5)
+    readdressed = internals.addressed(message.metadata, to)
+    assert internals.address(readdressed) == to != internals.address(message.metadata)
+    assert internals.alike(readdressed) == internals.alike(message.metadata)
+    internals.put(again, "y", ConfigRecord({"b": 2}))
+    assert sorted(again.content) == ["x", "y"]
+
+
+@pytest.mark.parametrize("size", [8, internals.LARGE])
+def test_arrays_come_through_whatever_way_they_are_carried(size):
+    content = bytes(range(8)) * (size // 8)
+    record = ArrayRecord({"a": Array("uint8", (size,), "some.type", content)})
+    buffers = []
+    carried = cloudpickle.dumps(record, protocol=5, buffer_callback=buffers.append)
+    assert len(buffers) == (size == internals.LARGE)
+    array = cloudpickle.loads(carried, buffers=buffers)["a"]
+    assert (array.dtype, array.shape, array.stype) == ("uint8", (size,), "some.type")
+    assert type(array.data) is bytes
+    assert array.data == content
 
 
 def test_replies_come_in_the_order_of_clients():
