@@ -19,7 +19,6 @@ from clients.job import Job, Received, read_job, receive, reply_arrays
 from fedsparse import messages as protocol
 from fedsparse import seeds
 from fedsparse.errors import ConfigError
-from fedsparse.sparsity import Mask, State
 from fedsparse.training import cohort
 from fedsparse.training.backend import TorchModel
 from fedsparse.training.cohort import Member, Result
@@ -119,9 +118,10 @@ def _reply(asked: _Asked, result: Result, device: torch.device) -> Message | Exc
     """Return the app's answer to a message whose client has trained."""
     job, received = asked.job, asked.received
     try:
+        state = result.state if received.mask is None else received.mask.take(result.state)
         content = RecordDict(
             {
-                protocol.ARRAYS: reply_arrays(_kept(result.state, received.mask), job, received),
+                protocol.ARRAYS: reply_arrays(state, job, received),
                 protocol.METRICS: client_app.train_metrics(job, received, result.trained),
             }
         )
@@ -137,11 +137,6 @@ def _reply(asked: _Asked, result: Result, device: torch.device) -> Message | Exc
         return Message(content, reply_to=asked.message)
     except Exception as error:
         return error
-
-
-def _kept(state: State, mask: Mask | None) -> State:
-    """Return a state with, of masked tensors, the kept values alone."""
-    return {n: v[mask[n]] if mask is not None and n in mask else v for n, v in state.items()}
 
 
 @lru_cache(maxsize=2)

@@ -183,6 +183,10 @@ class Mask:
             else:
                 tensor[~self[name]] = 0
 
+    def take(self, state: State) -> State:
+        """Return a state with, of the tensors that the mask covers, the kept values alone."""
+        return {n: v[self[n]] if n in self else v for n, v in state.items()}
+
     def to_bytes(self) -> bytes:
         """Return the mask as the content of a safetensors file; equal masks give equal bytes."""
         tensors = {name: np.array(bits) for name, bits in self.packed.items()}

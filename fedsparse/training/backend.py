@@ -108,9 +108,7 @@ class TorchModel:
 
     def kept(self) -> State:
         """Return the state, of masked tensors the kept values alone."""
-        whole = self.whole()
-        kept = {} if self.mask is None else dict(self.mask.items())
-        return {n: v[kept[n]] if n in kept else v for n, v in whole.items()}
+        return self.whole() if self.mask is None else self.mask.take(self.whole())
 
     def whole(self) -> State:
         """Return the state as whole tensors."""

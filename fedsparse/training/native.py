@@ -71,9 +71,7 @@ class NativeModel:
         trained = (self.values.parameters, self.values.buffers)
         check_finite(map(torch.from_numpy, trained), lr_key, lr)
         mean = outcome.loss / len(y)
-        accuracy = (
-            r_squared(mean, torch.from_numpy(y)) if data.classes == 1 else outcome.correct / len(y)
-        )
+        accuracy = _accuracy(mean, outcome.correct, y, data.classes)
         return self._trained(mean, accuracy, len(y) * epochs, optimizer, slots)
 
     def _trained(
@@ -88,9 +86,7 @@ class NativeModel:
         x, y = self._arrays(data)
         outcome, _ = self.program.evaluate(self.values, x, y)
         mean = outcome.loss / len(y)
-        accuracy = (
-            r_squared(mean, torch.from_numpy(y)) if data.classes == 1 else outcome.correct / len(y)
-        )
+        accuracy = _accuracy(mean, outcome.correct, y, data.classes)
         return Evaluated(mean, accuracy, len(y))
 
     def top_gradients(self, data: Dataset, counts: Mapping[str, int]) -> dict[str, Top]:
@@ -131,6 +127,11 @@ class NativeModel:
             wrong = y[(y < 0) | (y >= self.program.classes)][0]
             raise DataError(f"label {wrong} is not one of 0 to {self.program.classes - 1}")
         return x, y
+
+
+def _accuracy(loss: float, correct: int, y: NDArray[np.generic], classes: int) -> float:
+    """Return the fraction of right answers, or R^2 for regression."""
+    return r_squared(loss, torch.from_numpy(y)) if classes == 1 else correct / len(y)
 
 
 def _optimizer(settings: ClientConfig, lr: float, proximal_mu: float) -> Optimizer:

@@ -97,9 +97,8 @@ def encode_kept(
             raise WireError(f"'{name}' is {value.dtype}; pass float32")
     if mask is None:
         return encode({n: kept[n].reshape(shape) for n, shape in schema.tensors}, values=values)
-    if values not in KINDS:
-        raise WireError(f"values '{values}' is unknown; choose one of: {', '.join(KINDS)}")
-    head = _HEAD.pack(MAGIC, VERSION, MODES.index("shared"), KINDS.index(values), schema.digest)
+    _check_kind(values)
+    head = _head("shared", values, schema)
     pieces = (_value_piece(kept[name], values).write() for name in schema.names)
     body = b"".join([head, mask.digest, *pieces])
     return body + _CRC.pack(zlib.crc32(body))
@@ -124,7 +123,7 @@ def _plan(state: State, mask: Mask | None, mode: str, base: Mask | None, kind: s
         return _shortest(state, mask, base, kind)
     if mode not in MODES:
         raise WireError(f"mode '{mode}' is unknown; choose one of: auto, {', '.join(MODES)}")
-    head = _HEAD.pack(MAGIC, VERSION, MODES.index(mode), KINDS.index(kind), Schema.of(state).digest)
+    head = _head(mode, kind, Schema.of(state))
     pieces = [_literal(head), _literal(_mask_part(state, mask, mode, base))]
     for name, array in state.items():
         if mask is None or name not in mask:
@@ -134,9 +133,17 @@ def _plan(state: State, mask: Mask | None, mode: str, base: Mask | None, kind: s
     return pieces
 
 
-def _check(state: State, mask: Mask | None, kind: str) -> None:
+def _head(mode: str, kind: str, schema: Schema) -> bytes:
+    return _HEAD.pack(MAGIC, VERSION, MODES.index(mode), KINDS.index(kind), schema.digest)
+
+
+def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise WireError(f"values '{kind}' is unknown; choose one of: {', '.join(KINDS)}")
+
+
+def _check(state: State, mask: Mask | None, kind: str) -> None:
+    _check_kind(kind)
     for name, array in state.items():
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
             raise WireError(f"'{name}' is {getattr(array, 'dtype', type(array))}; pass float32")
@@ -342,8 +349,7 @@ def _kept_values(
         decoded = _decoded(mode, kind, reader, schema, masks, finite)
         if decoded.mask != mask:
             raise WireError(UNLIKE)
-        kept = dict(mask.items()) if mask is not None else {}
-        return {n: v[kept[n]] if n in kept else v for n, v in decoded.state.items()}
+        return decoded.state if mask is None else mask.take(decoded.state)
     _held(mode, reader, (mask,), schema)
     counts = mask.layer_kept()
     state: State = {}
