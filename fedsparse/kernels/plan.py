@@ -184,7 +184,6 @@ class _Writer:
         self.parameters = parameters
         self.positions: list[NDArray[np.int32]] = []
         self.windows: list[int] = []
-        self.layers: dict[str, int] = {}
         self.saved = 0
 
     def write(self, steps: list[Step], final: int, pixels: int) -> Plan:
@@ -206,8 +205,8 @@ class _Writer:
                 *(tensor.plane(tensor.halo), tensor.plane(tensor.gradient_halo)),
                 *(numbers.get(tensor.maker, -1), tensor.offset, gradient),
             )
-        names = [n.weight for n in self._convolutions(steps)]
-        self.layers = dict(zip(names, np.flatnonzero(ops["kind"] == library.CONV), strict=True))
+        names = [step.node.weight for step in steps if isinstance(step.node, Conv)]
+        convolutions = np.flatnonzero(ops["kind"] == library.CONV).tolist()
         return Plan(
             ops=ops,
             tensors=tensors,
@@ -215,17 +214,13 @@ class _Writer:
             windows=np.array(self.windows, np.int32),
             entries=self.parameters.entries,
             buffers=self.parameters.buffers,
-            layers={name: int(op) for name, op in self.layers.items()},
+            layers=dict(zip(names, convolutions, strict=True)),
             input=0,
             output=final,
             pixels=pixels,
             saved=self.saved,
             parameters=self.parameters.size,
         )
-
-    @staticmethod
-    def _convolutions(steps: list[Step]) -> list[Conv]:
-        return [step.node for step in steps if isinstance(step.node, Conv)]
 
     def _row(self, step: Step) -> dict[str, Any] | None:
         """Return the fields of an operation; None for one that moves nothing."""

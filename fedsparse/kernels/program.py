@@ -114,6 +114,9 @@ class Program:
         self.plan = plan.make(graph, mask, rule, input_gradient=input_gradient)
         self.api = library.load() if api is None else api
         self.classes = graph.outputs
+        tensors = self.plan.tensors
+        planes = np.maximum(tensors["plane"], tensors["gradient_plane"]).astype(np.int64)
+        self._widest = int((tensors["channels"] * planes).max())
         self._model = library.Model(
             tensors=_address(self.plan.tensors),
             ops=_address(self.plan.ops),
@@ -339,10 +342,7 @@ class Program:
     def _room(self, samples: int, purpose: int) -> Room:
         """Return the memory of a pass; raises ModelError for a batch that cannot be counted."""
         lanes = _lanes(samples)
-        most = int(
-            (self.plan.tensors["channels"].astype(np.int64) * self.plan.tensors["plane"]).max()
-        )
-        if most * lanes >= MOST_FLOATS:
+        if self._widest * lanes >= MOST_FLOATS:
             raise ModelError(
                 f"an activation of {samples} samples has 2^31 values or more; lower "
                 "client.batch_size, or set client.backend to 'torch'"

@@ -74,7 +74,7 @@ def _times(
 
     graph = _layer(out, inputs, kernel, side)
     rng = np.random.default_rng(0)
-    shape = graph.nodes[0].weight_shape  # type: ignore[attr-defined]
+    (shape,) = (node.weight_shape for node in graph.nodes if isinstance(node, Conv))
     weight = rng.standard_normal(shape).astype(np.float32)
     runs = []
     for density in densities:
