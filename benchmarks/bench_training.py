@@ -3,7 +3,7 @@
     make bench    or    .venv/bin/python -m pytest benchmarks/bench_training.py \
         -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-only
 
-600 samples of 28 x 28, batches of 32, density 0.05, one thread, all on the torch backend.
+600 samples of 28 x 28, batches of 32, density 0.05, one thread; on the torch backend if not told.
 `masked forward` multiplies the weights by the mask in every forward pass, as most public code
 for sparse training does; `masked linear` masks the gradients of every layer, also of the wide
 ones that fedsparse trains by their kept weights.
@@ -21,6 +21,7 @@ from fedsparse.config import ClientConfig
 from fedsparse.data import Dataset
 from fedsparse.sparsity import Mask, static_mask
 from fedsparse.training import growth, local
+from fedsparse.training.backend import Backend
 
 SHAPE, CLASSES, SAMPLES, BATCH, DENSITY = (1, 28, 28), 10, 600, 32, 0.05
 MODELS = ("paper-cnn", "leaf-cnn")
@@ -41,9 +42,9 @@ def samples() -> Dataset:
     return Dataset(x, rng.integers(0, CLASSES, SAMPLES), CLASSES)
 
 
-def random_mask(model: nn.Module) -> Mask:
+def random_mask(model: nn.Module, density: float = DENSITY) -> Mask:
     rng = np.random.default_rng(1)
-    return static_mask(model, models.prunable(model), DENSITY, "random", rng=rng)
+    return static_mask(model, models.prunable(model), density, "random", rng=rng)
 
 
 def measure(benchmark: BenchmarkFixture, name: str, work: object) -> None:
@@ -82,6 +83,19 @@ def bench_fedsparse_dense_bf16(benchmark: BenchmarkFixture, name: str) -> None:
     measure(benchmark, name, ours(name, sparse=False, settings=BF16))
 
 
+@pytest.mark.parametrize("density", [1.0, 0.05, 0.01])
+@pytest.mark.parametrize("name", MODELS)
+def bench_fedsparse_native(benchmark: BenchmarkFixture, name: str, density: float) -> None:
+    model, mask = build(name), None
+    state = models.get_state(model)
+    if density < 1:
+        mask = random_mask(model, density)
+        mask.apply_(state)
+    backend = Backend(model, SHAPE, SETTINGS.model_copy(update={"backend": "native"}))
+    client, data = backend.load(state, mask), samples()
+    measure(benchmark, name, lambda: client.train(data, SETTINGS, rng=np.random.default_rng(2)))
+
+
 def data_loader_loop(model: nn.Module) -> object:
     """The loop of PyTorch's tutorials: a DataLoader, one optimizer, no mask."""
     data = samples()
@@ -115,6 +129,18 @@ class _Masked(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return weight * self.bits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def bench_pytorch_dataloader_autocast_bf16(benchmark: BenchmarkFixture, name: str) -> None:
+    epoch = data_loader_loop(build(name))
+    assert callable(epoch)
+
+    def half() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            epoch()
+
+    measure(benchmark, name, half)
 
 
 @pytest.mark.parametrize("name", MODELS)

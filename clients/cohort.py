@@ -118,10 +118,9 @@ def _reply(asked: _Asked, result: Result, device: torch.device) -> Message | Exc
     """Return the app's answer to a message whose client has trained."""
     job, received = asked.job, asked.received
     try:
-        state = result.state if received.mask is None else received.mask.take(result.state)
         content = RecordDict(
             {
-                protocol.ARRAYS: reply_arrays(state, job, received),
+                protocol.ARRAYS: reply_arrays(result.kept, job, received),
                 protocol.METRICS: client_app.train_metrics(job, received, result.trained),
             }
         )

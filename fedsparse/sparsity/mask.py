@@ -187,6 +187,14 @@ class Mask:
         """Return a state with, of the tensors that the mask covers, the kept values alone."""
         return {n: v[self[n]] if n in self else v for n, v in state.items()}
 
+    def spread(self, kept: State) -> State:
+        """Return whole tensors, zero where pruned, of what `take` returned."""
+        state = dict(kept)
+        for name in kept.keys() & self.shapes.keys():
+            state[name] = np.zeros(self.shapes[name], kept[name].dtype)
+            state[name][self[name]] = kept[name]
+        return state
+
     def to_bytes(self) -> bytes:
         """Return the mask as the content of a safetensors file; equal masks give equal bytes."""
         tensors = {name: np.array(bits) for name, bits in self.packed.items()}

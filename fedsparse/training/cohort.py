@@ -8,18 +8,17 @@ additions differs.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fedsparse.config import ClientConfig, EngineConfig
 from fedsparse.data import Dataset
 from fedsparse.errors import ConfigError, TrainingError
 from fedsparse.sparsity import Mask, State
-from fedsparse.training import local, padding
+from fedsparse.training import local, padding, transfer
 from fedsparse.training.local import Trained
 from fedsparse.training.stacked import Stacked, Step
 from fedsparse.training.stacked_optimizers import StackedOptimizer
@@ -51,13 +50,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Result:
-    """A member's training and the state that it led to.
+    """A member's training and what its mask keeps of the state that it led to.
 
     The optimizer's tensors are there only where `client.keep_optimizer` asks for them.
     """
 
     trained: Trained
-    state: State
+    kept: State
+    mask: Mask | None = None
+
+    @property
+    def state(self) -> State:
+        """The state as whole tensors, zero where pruned."""
+        return self.kept if self.mask is None else self.mask.spread(self.kept)
 
 
 def device_of(engine: EngineConfig) -> torch.device:
@@ -137,11 +142,11 @@ class _Cohort:
         self.stacked, self.members, self.batches = stacked, members, batches
         samples = [len(member.data.y) for member in members]
         self.schedule = padding.schedule(batches, samples, device)
-        self.x = _joined([member.data.x for member in members], device)
-        self.y = _joined([member.data.y for member in members], device)
+        self.x = transfer.joined([member.data.x for member in members], device)
+        self.y = transfer.joined([member.data.y for member in members], device)
         states = [member.state for member in members]
-        self.tensors = {name: _stack(states, name, device) for name in stacked.entries}
-        self.masks = _masks([member.mask for member in members], device)
+        self.tensors = {name: transfer.stacked(states, name, device) for name in stacked.entries}
+        self.masks = transfer.masks_by_name([member.mask for member in members], device)
         self.weights = {name: self.tensors[name] for name in stacked.parameters}
         first = members[0]
         self.settings, self.mu = first.settings, first.proximal_mu
@@ -159,9 +164,10 @@ class _Cohort:
         with exact():
             for number in range(len(self.schedule.active)):
                 self._step(step, number)
-        self.tensors = {name: tensor.cpu() for name, tensor in self.tensors.items()}
+        own = [member.mask for member in self.members]
+        states = transfer.fetched(self.tensors, self.masks, own)
         losses, right = self.losses.cpu().numpy(), self.right.cpu().numpy()
-        return [self._result(i, losses[:, i], right[:, i]) for i in range(len(self.members))]
+        return [self._result(i, state, losses[:, i], right[:, i]) for i, state in enumerate(states)]
 
     def _step(self, step: Step, number: int) -> None:
         """Take one step with every member that still has a batch."""
@@ -186,20 +192,21 @@ class _Cohort:
             self.right[number, :active] = right
 
     def _result(
-        self, place: int, losses: NDArray[np.float32], right: NDArray[np.float32]
+        self,
+        place: int,
+        tensors: State,
+        losses: NDArray[np.float32],
+        right: NDArray[np.float32],
     ) -> Result | TrainingError:
         """Return what became of one member, given its summed loss and right answers by step."""
         member, steps = self.members[place], len(self.batches[place])
         samples, epochs = len(member.data.y), member.settings.local_epochs
-        state = {
-            entry: self.tensors[name][place].numpy()
-            for entry, name in self.stacked.state_names.items()
-        }
+        kept = self._kept(tensors, member.mask)
         totals = losses[:steps].reshape(epochs, -1).sum(1)
         try:
             for epoch, total in enumerate(totals, 1):
                 local.check_loss(float(total), epoch, LR_KEY, member.lr)
-            local.check_finite(map(torch.from_numpy, state.values()), LR_KEY, member.lr)
+            local.check_finite(map(torch.from_numpy, kept.values()), LR_KEY, member.lr)
         except TrainingError as error:
             return error
         mean = float(totals[-1]) / samples
@@ -208,7 +215,17 @@ class _Cohort:
         else:
             accuracy = float(right[:steps].reshape(epochs, -1)[-1].sum()) / samples
         slots = self.optimizer.of(place) if member.settings.keep_optimizer else {}
-        return Result(Trained(mean, accuracy, samples * epochs, lambda: slots), state)
+        return Result(Trained(mean, accuracy, samples * epochs, lambda: slots), kept, member.mask)
+
+    def _kept(self, tensors: State, mask: Mask | None) -> State:
+        """Return what a mask keeps of a state's entries; of a tensor with two names, by each."""
+        names = self.stacked.state_names
+        kept = {entry: tensors[name] for entry, name in names.items()}
+        again = [entry for entry, name in names.items() if entry != name]
+        if mask is not None and again:
+            whole = mask.spread(tensors)
+            kept |= mask.take({entry: whole[names[entry]] for entry in again})
+        return kept
 
 
 def exact() -> AbstractContextManager[object]:
@@ -217,40 +234,3 @@ def exact() -> AbstractContextManager[object]:
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
     return found
-
-
-def _joined(parts: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(device)
-
-
-def _stack(states: Sequence[State], name: str, device: torch.device) -> Tensor:
-    """Return the members' tensors of one name; one that all share is sent once."""
-    first = states[0][name]
-    if all(state[name] is first for state in states):
-        sent = torch.from_numpy(np.array(first)).to(device)
-        return sent.expand(len(states), *sent.shape).clone()
-    return torch.from_numpy(np.stack([state[name] for state in states])).to(device)
-
-
-def _masks(masks: Sequence[Mask | None], device: torch.device) -> dict[str, Tensor]:
-    """Return the members' masks by name, a single one where all have the same."""
-    names = dict.fromkeys(name for mask in masks if mask is not None for name in mask.names)
-    if all(mask == masks[0] for mask in masks):
-        masks = masks[:1]
-    shapes = {
-        name: mask.shapes[name]
-        for name in names
-        for mask in masks
-        if mask is not None and name in mask
-    }
-    return {
-        name: torch.from_numpy(
-            np.stack(
-                [
-                    np.ones(shape, bool) if mask is None or name not in mask else mask[name]
-                    for mask in masks
-                ]
-            )
-        ).to(device)
-        for name, shape in shapes.items()
-    }

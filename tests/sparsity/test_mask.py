@@ -121,6 +121,19 @@ def test_a_mask_does_not_follow_the_arrays_that_it_was_made_of():
 
 
 @QUICK
+@given(masks())
+def test_what_a_mask_takes_of_a_state_it_spreads_again(drawn):
+    (mask,) = drawn
+    rng = np.random.default_rng(0)
+    state = {n: rng.normal(size=s).astype(np.float32) for n, s in mask.shapes.items()}
+    state["bias"] = np.ones(3, np.float32)
+    mask.apply_(state)
+    whole = mask.spread(mask.take(state))
+    assert list(whole) == list(state)
+    for name, value in state.items():
+        np.testing.assert_array_equal(whole[name], value)
+
+
 @given(masks(2))
 def test_union_and_intersection_commute(drawn):
     a, b = drawn

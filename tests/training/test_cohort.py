@@ -104,6 +104,39 @@ def test_a_cohort_ends_where_its_members_end_alone(name, width):
     assert_cohort_is_as_alone(model, members(model))
 
 
+class Tied(nn.Module):
+    """A model whose second layer is the first one again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.again = nn.Linear(64, 64)
+        self.again.weight = self.first.weight
+        self.last = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.again(torch.relu(self.first(x.flatten(1)))))
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["masks of their own", "one mask"])
+def test_of_a_masked_tensor_the_kept_values_alone_come_back(alike):
+    torch.manual_seed(0)
+    model = Tied()
+    masks = [Mask.from_arrays({"first.weight": a_mask(model, i)["first.weight"]}) for i in range(4)]
+    together = [
+        replace(member, mask=masks[0] if alike else mask)
+        for member, mask in zip(members(model), masks, strict=True)
+    ]
+    for result, member in zip(cohort.train(model, together, CPU), together, strict=True):
+        assert list(result.kept) == list(models.get_state(model))
+        assert result.kept["first.weight"].shape == (member.mask.layer_kept()["first.weight"],)
+        assert result.kept["again.weight"].shape == (64, 64)
+        whole = result.state
+        np.testing.assert_array_equal(whole["again.weight"], whole["first.weight"])
+        for name, value in member.mask.take(whole).items():
+            np.testing.assert_array_equal(result.kept[name], value)
+
+
 def test_so_do_deep_models():
     """With small steps: in a deep network, rounding grows with each."""
     small, shape = SETTINGS.model_copy(update={"lr": 1e-3, "local_epochs": 1}), (1, 16, 16)
