@@ -293,6 +293,11 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             "client.backend = native trains on the CPU; set it to torch for engine.device = cuda"
         )
+    if config.engine.cohort is not None and config.engine.device == "cpu":
+        raise ConfigError(
+            f"engine.cohort = {config.engine.cohort}: clients train at once on an accelerator "
+            "alone; set engine.device = cuda, or leave engine.cohort out"
+        )
     for kind, name in (("models", config.model.name), ("datasets", config.data.name)):
         if ":" not in name and name not in registry.names(kind):
             raise UnknownNameError(registry.SINGULAR[kind], name, registry.names(kind))

@@ -117,6 +117,8 @@ def test_how_clients_are_trained_can_be_said():
         resolve(override({}, ["client.sparse_linear_below=1.5"]))
     with pytest.raises(ConfigError, match=r"engine\.cohort = 0: must be greater"):
         resolve(override({}, ["engine.cohort=0"]))
+    with pytest.raises(ConfigError, match=r"engine\.cohort = 8: .* set engine\.device = cuda"):
+        resolve(override({}, ["engine.cohort=8"]))
 
 
 def test_native_training_is_of_the_cpu():
