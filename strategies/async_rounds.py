@@ -90,6 +90,7 @@ class AsyncLoop(RoundLoop):
             assert trip is not None
             rows.append(self.landing_row(number, reply, landing, trip))
             landed += [landing.staleness] if rows[-1]["status"] == "ok" else []
+            self.writer.poll()
             self.progress.clients(len(landed), wanted)
             self.check_losses(rows)
         self.strategy.prune(number)

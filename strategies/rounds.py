@@ -9,6 +9,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from strategies import foreign, metrics
 from strategies.addressing import MeteredGrid, Traffic
 from strategies.base import SparseStrategy, average, one_line
 from strategies.replies import Reader
+from strategies.row_writer import RowWriter, tested
 from strategies.task import Task
 
 Row = dict[str, Any]
@@ -49,6 +52,7 @@ class RoundLoop:
         self.progress = progress
         self.arrays = ArrayRecord()
         """The model of a strategy that is not ours; ours keep their own."""
+        self.writer = RowWriter(self.write)
         self.lost: set[str] = set()
         """Attributes of a strategy that is not ours of which the user knows that they are lost."""
 
@@ -83,11 +87,26 @@ class RoundLoop:
         """Go from the newest checkpoint, or from the start, to the last round."""
         first = self.restore()
         self.progress.start(self.config.run.rounds, max(first, 0))
-        if first < 0:
-            self.begin()
-        for number in range(max(first, 0) + 1, self.config.run.rounds + 1):
-            self.round(number)
-        self.last_test()
+        self.watch()
+        with closing(self.writer):
+            if first < 0:
+                self.begin()
+            for number in range(max(first, 0) + 1, self.config.run.rounds + 1):
+                self.round(number)
+            self.last_test()
+
+    def watch(self) -> None:
+        """Look whether a test is done whenever a client has replied, where the grid tells."""
+        grid: Any = self.grid.inner
+        told = getattr(grid, "progress", None)
+        if told is None:
+            return
+
+        def replied(done: int, total: int) -> None:
+            self.writer.poll()
+            told(done, total)
+
+        grid.progress = replied
 
     # -- one round --------------------------------------------------------------------
 
@@ -205,18 +224,17 @@ class RoundLoop:
         seconds: float,
         **more: float | None,
     ) -> None:
-        """Append the round's figures and show them."""
+        """Append the round's figures and show them, once the model is tested."""
         every = self.config.run.eval_every
-        tested = number % every == 0 or number == self.config.run.rounds
-        test = self.task.evaluate(self.state, self.mask) if tested else None
+        due = number % every == 0 or number == self.config.run.rounds
         good = [row for row in rows if row["status"] == "ok"]
         told = [r for r in good if r["loss"] is not None and r["examples"]]
         mask = self.mask
         statuses = Counter(row["status"] for row in rows)
         row = {
             "round": number,
-            "accuracy": test.accuracy if test else None,
-            "loss": test.loss if test else None,
+            "accuracy": None,
+            "loss": None,
             "train_loss": (
                 average([r["loss"] for r in told], [r["examples"] for r in told]) if told else None
             ),
@@ -238,6 +256,10 @@ class RoundLoop:
             **self.grid.figures(self.kept, self.fits),
             **more,
         }
+        self.writer.start(row, self.task.test_of(self.state, self.mask) if due else None)
+
+    def write(self, row: Row) -> None:
+        """Append a whole row and show it."""
         self.folder.append_metrics(row)
         self.progress.round_done(row)
 
@@ -297,6 +319,7 @@ class RoundLoop:
                     else foreign.state_dict(self.strategy, self.arrays)
                 ),
                 "clients": commit(number, self.folder.checkpoints()) if commit else {},
+                "untested": self.writer.untested,
             },
         )
 
@@ -321,15 +344,19 @@ class RoundLoop:
             return -1
         number, tree = found
         restored = self.restore_clients(number, tree["clients"])
-        self.folder.rewind(number)
-        self.grid.load_state_dict(tree["clock"])
         if isinstance(self.strategy, SparseStrategy):
             self.strategy.load_state_dict(tree["strategy"])
         else:
             self.arrays = foreign.load_state_dict(self.strategy, tree["strategy"])
+        self.folder.rewind(number, partial(self.test_again, tree.get("untested")))
+        self.grid.load_state_dict(tree["clock"])
         if not restored and isinstance(self.strategy, SparseStrategy):
             self.strategy.held.forget()
         return number
+
+    def test_again(self, row: Row | None) -> Row | None:
+        """Return the row that a checkpoint holds without its test, tested; None for none."""
+        return row and tested(row, self.task.evaluate(self.state, self.mask))
 
     def restore_clients(self, number: int, saved: dict[str, Any]) -> bool:
         """Let a grid that holds its clients' states go on with a round's; tell whether it did."""

@@ -4,7 +4,9 @@ One `Task` is built from the configuration and shared by the strategy and the ro
 loop; clients build the same model from the same configuration.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -111,9 +113,23 @@ class Task:
             models.load_state(self.model, model.whole())
         return models.get_state(self.model)
 
+    @cached_property
+    def tester(self) -> Backend:
+        """What tests models: with a module of its own, as others train meanwhile."""
+        backend = self.backend
+        return backend if backend.native else replace(backend, module=deepcopy(self.model))
+
+    def test_of(self, state: State, mask: Mask | None = None) -> Callable[[], Evaluated]:
+        """Return a test of a state, zero where the mask prunes, on the held-out test set.
+
+        The state may change afterwards. One test at a time, in any thread.
+        """
+        model = self.tester.load(state, mask)
+        return lambda: model.evaluate(self.data.test)
+
     def evaluate(self, state: State, mask: Mask | None = None) -> Evaluated:
-        """Test a state, zero where the mask prunes, on the held-out test set."""
-        return self.backend.load(state, mask).evaluate(self.data.test)
+        """Test a state now, as `test_of` does."""
+        return self.test_of(state, mask)()
 
 
 def _check_samples(name: str, model: nn.Module, train: Dataset) -> None:

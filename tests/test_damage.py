@@ -27,15 +27,15 @@ def whole(tmp_path_factory):
 def stopped(tmp_path_factory):
     """A run that was interrupted after round 2."""
     out = tmp_path_factory.mktemp("stopped") / "run"
-    plain = RunFolder.append_metrics
+    plain = RunFolder.append_clients
 
-    def interrupt(self, row):
-        if row["round"] == 3:
+    def interrupt(self, added):
+        plain(self, added)
+        if added[0]["round"] == 3:
             raise KeyboardInterrupt
-        plain(self, row)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "append_metrics", interrupt)
+        patch.setattr(RunFolder, "append_clients", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(out, *SETTING)
     return out
@@ -80,7 +80,7 @@ def lines_of(path):
         (lambda lines: None, "lacks the row of round 0"),
         (lambda lines: [], "lacks the row of round 0"),
         (lambda lines: ["\x00\x01"], "lacks the row of round 0"),
-        (lambda lines: lines[:2], "lacks the row of round 2"),
+        (lambda lines: lines[:1], "lacks the row of round 1"),
         (lambda lines: lines[:1] + lines[2:], "lacks the row of round 1"),
         (lambda lines: [*lines, lines[-1]], "more than one row of a round"),
         (lambda lines: ['{"round": 0}\n', *lines[1:]], "lacks accuracy of round 0"),
@@ -96,6 +96,14 @@ def test_a_run_does_not_go_on_without_the_rows_of_its_rounds(half, damage, said)
     line = refused(half)
     assert f"'{path}' " in line
     assert said in line
+
+
+def test_the_row_of_a_round_whose_test_was_cut_off_is_made_again(half, whole):
+    path = half / "metrics.jsonl"
+    path.write_text("".join(lines_of(path)[:2]) + '{"round": 2, "accur')
+    resume_experiment(half)
+    assert rows(half) == rows(whole)
+    assert model_bytes(half) == model_bytes(whole)
 
 
 @pytest.mark.parametrize(

@@ -167,12 +167,18 @@ class RunFolder:
             return tables.read(self._clients)
         return tables.read_parquet(self._clients_done)
 
-    def rewind(self, round_number: int) -> None:
+    def rewind(
+        self, round_number: int, last: Callable[[], Mapping[str, Any] | None] | None = None
+    ) -> None:
         """Drop what belongs to rounds after `round_number`, so that a resumed run repeats them.
 
-        Raises RunFolderError, and drops nothing, when rows of the rounds before are missing.
+        `last` makes the row of that round if it is not there. Raises RunFolderError, and drops
+        nothing, when rows of the rounds before are missing.
         """
         metrics = rows.until(self.metrics(), round_number)
+        there = bool(metrics) and metrics[-1]["round"] == round_number
+        if last is not None and not there and (row := last()) is not None:
+            metrics.append(dict(row))
         clients = rows.until(self.clients(), round_number)
         rows.check_metrics(self._metrics, metrics, round_number)
         rows.check_clients(self._clients, clients, metrics)
