@@ -19,8 +19,8 @@ before it is timed. What each form includes:
 - *fedsparse, autograd, copied*: the same between plain contiguous tensors; each is copied into the
   arena, whose planes have a halo, and each result out of it.
 - *SparseProp, bare* and *fedsparse, bare*: the kernels alone, called from Python without autograd,
-  batch innermost, in memory that is there already. SparseProp adds to what it writes, so that is
-  cleared first.
+  batch innermost, in memory that is there already, with arguments made once. SparseProp adds to
+  what it writes, so that is cleared first.
 
 SparseProp is kept inside its limits: a batch of a multiple of 8, contiguous tensors, stride 1.
 """

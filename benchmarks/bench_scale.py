@@ -80,9 +80,12 @@ def measure(clients: int, per_round: int, rounds: int, profile: str | None) -> d
     class Watch(Silent):
         """Looks at the processes after each round, when all that it needed was there."""
 
+        def start(self, total_rounds: int, first_round: int) -> None:
+            """Note when the run begins."""
+            seen["start-up s"] = time.perf_counter() - started
+
         def round_done(self, row: dict[str, Any]) -> None:
-            """Note when the first model was made, and how much memory the workers took."""
-            seen.setdefault("start-up s", time.perf_counter() - started)
+            """Note how much memory the workers took."""
             for process in workers_below("self"):
                 seen["worker MB"] = max(seen.get("worker MB", 0.0), peak(process) - bare)
 

@@ -4,9 +4,8 @@ A reply is read as the server would read it. One that cannot be trusted is left 
 server finds the same fault, and gives the same reason.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 from flwr.app import Message
 
 from fedsparse import messages, wire
@@ -14,17 +13,20 @@ from fedsparse.errors import FedSparseError
 from simulations import flower_internals as internals
 from simulations.tasks import TaskResult
 from strategies.added import AddedUp, PartialSum
-from strategies.replies import Flat, Reader
+from strategies.replies import Reader
 from strategies.sums import Tally
 
+HELD_BYTES = 2**20
+"""Models that are added in one go, so that the sum is read and written once for all of them; no
+more than a cache holds."""
 
-@dataclass(frozen=True)
-class _Held:
+
+class _Held(NamedTuple):
     """A reply that may still go as it is."""
 
     result: TaskResult
     place: int
-    flat: Flat
+    flat: wire.FlatValues
     examples: int
 
 
@@ -42,7 +44,6 @@ class Adder:
         self._done: list[TaskResult] = []
         self._tally = Tally(reader.schema, reader.masks)
         self._stands: dict[tuple[int, int], AddedUp] = {}
-        self._room = np.empty(0, np.float32)
 
     @property
     def waiting(self) -> int:
@@ -51,17 +52,14 @@ class Adder:
 
     def take(self, result: TaskResult) -> None:
         """Take a client's result; `results` gives it back, with or without its model."""
-        adding = self.at_once or bool(self._tally.parts)
-        held = self._read(result, self._room if adding else None)
+        held = self._read(result)
         if held is None:
             self._done.append(result)
             return
         self._held.append(held)
-        self._bytes += held.flat.nbytes
-        if adding or self._bytes > 4 * held.flat.nbytes:
+        self._bytes += held.flat.values.nbytes
+        if self.at_once or (self._bytes >= HELD_BYTES and self._many()):
             self._add()
-            if len(self._room) < len(held.flat):
-                self._room = np.empty(len(held.flat), np.float32)
 
     def results(self) -> list[TaskResult]:
         """Return the results that are settled, each once."""
@@ -70,7 +68,7 @@ class Adder:
 
     def finish(self) -> list[TaskResult]:
         """Settle and return all results; what is added later goes to new sums."""
-        if self._tally.parts:
+        if self._tally.parts or self._many():
             self._add()
             self._tally = Tally(self.reader.schema, self.reader.masks)
             self._stands = {}
@@ -78,13 +76,17 @@ class Adder:
         self._held, self._bytes = [], 0
         return self.results()
 
-    def _read(self, result: TaskResult, room: Flat | None) -> _Held | None:
+    def _many(self) -> bool:
+        """Whether those that are held are longer than their sum."""
+        return bool(self._held) and self._bytes > 4 * self._held[0].flat.values.nbytes
+
+    def _read(self, result: TaskResult) -> _Held | None:
         """Return a reply that can be added, None for any other."""
         client, reply = result.client, result.reply
         if reply.has_error() or client in self.reader.apart:
             return None
         try:
-            flat, told, _ = self.reader.open(client, reply, room)
+            flat, told, _ = self.reader.open(client, reply)
         except (FedSparseError, KeyError):
             return None
         if flat is None:
@@ -93,7 +95,7 @@ class Adder:
 
     def _add(self) -> None:
         held, self._held, self._bytes = self._held, [], 0
-        addends: dict[int, list[tuple[Flat, int]]] = {}
+        addends: dict[int, list[tuple[wire.FlatValues, int]]] = {}
         for one in held:
             addends.setdefault(one.place, []).append((one.flat, one.examples))
         parts = {place: self._tally.add_all(place, some) for place, some in addends.items()}

@@ -7,7 +7,7 @@ than its machine has room for.
 import os
 import socket
 
-from fedsparse.config import EngineConfig
+from fedsparse.config import Config, EngineConfig
 from fedsparse.errors import ConfigError, GridError
 
 WORKERS_PER_CORE = 4
@@ -26,6 +26,11 @@ def check(engine: EngineConfig) -> None:
         check_address(engine.ray_address)
     elif engine.name != "inline" and engine.workers is not None:
         check_workers(engine.workers)
+
+
+def workers_of(config: Config) -> int:
+    """Return how many clients train at once: as set, or one a core of this machine."""
+    return config.engine.workers or len(os.sched_getaffinity(0))
 
 
 def check_workers(workers: int) -> None:

@@ -92,6 +92,7 @@ def run(
     `fedsparse resume`.
     """
     from fedsparse.config import override, resolve
+    from simulations import early
 
     if config is not None and preset is not None:
         raise click.UsageError("CONFIG.toml and --preset: give one; --set changes single keys")
@@ -101,18 +102,22 @@ def run(
     heading = "no configuration given: this is the preset 'demo'" if by_default else ""
     name = "demo" if by_default else preset
     tree = _read(config, name)
-    resolved = resolve(override(tree, _changes(assignments, engine, seed, ray_address)))
-    stem = config.stem if config is not None else str(name)
-    folder = out if out is not None else free_folder(stem, resolved)
-    check_way(folder)
-    command = command_of(config, name, assignments, engine, seed, out, ray_address)
+    changes = _changes(assignments, engine, seed, ray_address)
+    with early.prepared(tree, changes, out) as session:
+        resolved = resolve(override(tree, changes))
+        stem = config.stem if config is not None else str(name)
+        folder = out if out is not None else free_folder(stem, resolved)
+        check_way(folder)
+        command = command_of(config, name, assignments, engine, seed, out, ray_address)
 
-    def work(progress: "Progress") -> dict[str, Any]:
-        from simulations.experiment import run_experiment
+        def work(progress: "Progress") -> dict[str, Any]:
+            from simulations.experiment import run_experiment
 
-        return run_experiment(resolved, folder, command=command, progress=progress)
+            return run_experiment(
+                resolved, folder, command=command, progress=progress, session=session
+            )
 
-    summary = _watched(work, folder, quiet, heading)
+        summary = _watched(work, folder, quiet, heading)
     _finish(folder, summary, as_json=as_json, report=not no_report)
 
 

@@ -4,31 +4,31 @@ The engine only carries messages. Which one is used changes how long a run takes
 a bit of its result.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp import Grid
 
-from fedsparse import devices
 from fedsparse.config import Config
-from fedsparse.devices import Fleet
 from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.messages import Plan
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress, Silent
 from simulations import capacity
-from simulations.enrolment import Enrolment
-from simulations.events import EventGrid
+from simulations.capacity import workers_of
 from strategies import foreign, server_app
 from strategies.addressing import MeteredGrid, round_size
 from strategies.base import SparseStrategy
 from strategies.execute import check_clock, execute
 from strategies.fedavg import FedAvg
-from strategies.seats import Demands, erk_counts
 from strategies.task import Task
+
+if TYPE_CHECKING:
+    from fedsparse.devices import Fleet
+    from simulations.ray_session import RaySession
+    from strategies.seats import Demands
 
 CLIENT_APP = "clients.client_app:app"
 
@@ -39,11 +39,17 @@ Summary = dict[str, Any]
 
 
 def run_experiment(
-    config: Config, out: Path, *, command: str, progress: Progress | None = None
+    config: Config,
+    out: Path,
+    *,
+    command: str,
+    progress: Progress | None = None,
+    session: "RaySession | None" = None,
 ) -> Summary:
     """Run a configuration into a new folder and return its summary.
 
-    Everything that can be refused is refused before the folder is made.
+    Everything that can be refused is refused before the folder is made. `session` is Ray where
+    that was started before; it is closed after the run.
     """
     check_engine(config)
     task = Task.of(config)
@@ -51,7 +57,7 @@ def run_experiment(
     fleet = fleet_of(task, strategy)
     folder = RunFolder.create(out, task.config, command=command)
     with folder.lock():
-        return _drive(task, strategy, fleet, folder, progress or Silent())
+        return _drive(task, strategy, fleet, folder, progress or Silent(), session)
 
 
 def resume_experiment(path: Path, *, progress: Progress | None = None) -> Summary:
@@ -94,14 +100,23 @@ def _check_remakable(folder: RunFolder, lost: list[str]) -> None:
 
 
 def _drive(
-    task: Task, strategy: Any, fleet: Fleet | None, folder: RunFolder, progress: Progress
+    task: Task,
+    strategy: Any,
+    fleet: "Fleet | None",
+    folder: RunFolder,
+    progress: Progress,
+    session: "RaySession | None" = None,
 ) -> Summary:
     """Carry the run on the engine that the configuration names."""
     engine = choose_engine(task)
     carried = "" if engine == "inline" else f", {workers_of(task.config)} worker(s)"
     progress.note(f"engine: {engine}{carried}; training: {task.trains}")
 
-    metered = MeteredGrid if fleet is None else partial(EventGrid, task=task, fleet=fleet)
+    metered: Callable[..., MeteredGrid] = MeteredGrid
+    if fleet is not None:
+        from simulations.events import EventGrid
+
+        metered = partial(EventGrid, task=task, fleet=fleet)
 
     def on(grid: Grid) -> Summary:
         if hasattr(grid, "progress"):
@@ -109,12 +124,12 @@ def _drive(
         return execute(task, strategy, grid, folder, progress, metered)
 
     try:
-        return _carriers()[engine](task.config, on)
+        return _carriers()[engine](task, on, session)
     finally:
         progress.stop()
 
 
-def fleet_of(task: Task, strategy: Any) -> Fleet | None:
+def fleet_of(task: Task, strategy: Any) -> "Fleet | None":
     """Return the devices of a run, None without any; refuse those that cannot train.
 
     Raises ConfigError for a fleet of which no client holds the training, with the density
@@ -124,6 +139,9 @@ def fleet_of(task: Task, strategy: Any) -> Fleet | None:
     if config.fleet.profile is None:
         check_clock(config, strategy)
         return None
+    from fedsparse import devices
+    from simulations.enrolment import Enrolment
+
     fleet = devices.load(config.fleet, config.run.seed)
     density = float(config.strategy["density"])
     if isinstance(strategy, SparseStrategy):
@@ -135,8 +153,10 @@ def fleet_of(task: Task, strategy: Any) -> Fleet | None:
     return fleet
 
 
-def _dense_demands(task: Task, density: float) -> Demands:
+def _dense_demands(task: Task, density: float) -> "Demands":
     """Return what a strategy of another maker asks for; below 1, what a sparse one would."""
+    from strategies.seats import erk_counts
+
     return [(Plan(), erk_counts(task, density))]
 
 
@@ -168,43 +188,43 @@ def choose_engine(task: Task) -> str:
     return "ray" if heavy and workers_of(config) > 1 else "inline"
 
 
-def workers_of(config: Config) -> int:
-    """Return how many clients train at once: as set, or one a core of this machine."""
-    return config.engine.workers or len(os.sched_getaffinity(0))
-
-
-Carrier = Callable[[Config, Callable[[Grid], Summary]], Summary]
+Carrier = Callable[[Task, Callable[[Grid], Summary], "RaySession | None"], Summary]
 
 
 def _carriers() -> dict[str, Carrier]:
     return {"inline": _inline, "ray": _ray, "flower": _flower}
 
 
-def _inline(config: Config, on: Callable[[Grid], Summary]) -> Summary:
+def _inline(task: Task, on: Callable[[Grid], Summary], session: object) -> Summary:
     from simulations.grid import CohortGrid, InlineExecutor
 
     executor = InlineExecutor(CLIENT_APP)
-    with CohortGrid(CLIENT_APP, clients=config.fleet.clients, executor=executor) as grid:
+    with CohortGrid(CLIENT_APP, clients=task.config.fleet.clients, executor=executor) as grid:
         return on(grid)
 
 
-def _ray(config: Config, on: Callable[[Grid], Summary]) -> Summary:
+def _ray(task: Task, on: Callable[[Grid], Summary], session: "RaySession | None") -> Summary:
     from simulations.grid import CohortGrid
     from simulations.ray_workers import RayExecutor
 
+    config, sizes = task.config, task.data.train_sizes
     executor = RayExecutor(
-        CLIENT_APP, workers=workers_of(config), address=config.engine.ray_address
+        CLIENT_APP,
+        workers=workers_of(config),
+        address=config.engine.ray_address,
+        session=session,
+        weigh=lambda client: float(sizes[client]),
     )
     with CohortGrid(CLIENT_APP, clients=config.fleet.clients, executor=executor) as grid:
         return on(grid)
 
 
-def _flower(config: Config, on: Callable[[Grid], Summary]) -> Summary:
+def _flower(task: Task, on: Callable[[Grid], Summary], session: object) -> Summary:
     from simulations.flower_engine import run_with_flower
 
     return run_with_flower(
         lambda grid, context: on(grid),
         CLIENT_APP,
-        clients=config.fleet.clients,
-        workers=workers_of(config),
+        clients=task.config.fleet.clients,
+        workers=workers_of(task.config),
     )

@@ -8,7 +8,7 @@ million of them can be registered.
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fedsparse.errors import GridError
 from simulations import flower_internals as internals
+from simulations import garbage
 from simulations.adding import Adder
 from simulations.cohorts import answer_all, train_together
 from simulations.states import ClientStates
@@ -184,17 +185,25 @@ class CohortGrid(Grid):
         internals.become_server(self.run_id)
         end = None if timeout is None else time.monotonic() + timeout
         name = uuid.uuid4().hex
-        for number, message in enumerate(sent):
-            internals.number(message, f"{name}-{number}")
         done: list[TaskResult] = []
-        for wave in self._waves(sent):
-            tasks = [self._task(client, message) for client, message in sorted(wave.items())]
+        with garbage.kept():
+            for number, message in enumerate(sent):
+                internals.number(message, f"{name}-{number}")
+            waves = self._waves(sent)
+        for wave in waves:
+            with garbage.kept():
+                tasks = [self._task(client, message) for client, message in sorted(wave.items())]
             left = None if end is None else end - time.monotonic()
-            for result in self.executor.run(tasks, left, reader):
-                done.append(result)
-                self._states.keep(result.client, result.state)
-                if self.progress is not None:
-                    self.progress(len(done), len(sent))
+            results = self.executor.run(tasks, left, reader)
+            try:
+                for result in results:
+                    done.append(result)
+                    self._states.keep(result.client, result.state)
+                    if self.progress is not None:
+                        self.progress(len(done), len(sent))
+            finally:  # an error of ours must not leave an executor in the midst of its work
+                if isinstance(results, Generator):
+                    results.close()
         if getattr(self.executor, "one_by_one", False):
             self.reached = {result.reply.metadata.reply_to_message_id for result in done}
         done.sort(key=lambda result: result.client)

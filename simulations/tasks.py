@@ -102,6 +102,7 @@ def result_of(
     """Return what came of a message; anything but a message is an error."""
     if isinstance(reply, Message):
         try:
+            internals.check_reply(reply)
             return TaskResult(part.client, reply, internals.plain_state(context.state))
         except Exception as error:
             reply = error

@@ -6,7 +6,7 @@ them.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Lock
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import ray
 
 from simulations import flower_internals as internals
-from simulations import heap
+from simulations import garbage, heap
 from simulations.adding import Adder
+from simulations.chunks import Chunk
 from simulations.cohorts import answer_all, train_together
-from simulations.parcels import Chunk, Letter, Parcel
+from simulations.parcels import Flat, Letter, Parcel, unflat
 from simulations.state_cache import StateCache
 from simulations.tasks import Part, TaskResult, answer
 from strategies.replies import Reader
@@ -29,8 +30,9 @@ MEMORY_ERRORS = ("MemoryError", "DefaultCPUAllocator: can't allocate memory")
 REPORT_SECONDS = 0.1
 """How often a worker reports what it has done."""
 
-SUM_CLIENTS, SUM_SECONDS = 16, 30.0
-"""Clients in a sum that is worth sending before its batch is done, and when it is sent anyway."""
+SUM_CLIENTS, SUM_LEAST_SECONDS, SUM_SECONDS = 16, 0.5, 30.0
+"""Clients in a sum that is worth sending before its batch is done, what it waits for more of them,
+and when it is sent anyway: it is as long with one client as with a thousand."""
 
 
 class Desk:
@@ -76,9 +78,11 @@ class Desk:
             return Chunk(results, digests, missing, self._began - began)
 
     def _worth_sending(self) -> bool:
-        if self._adder is None or self._adder.waiting >= SUM_CLIENTS:
+        if self._adder is None:
             return True
-        return time.perf_counter() - self._began > SUM_SECONDS
+        waited = time.perf_counter() - self._began
+        least = SUM_LEAST_SECONDS if self._adder.waiting >= SUM_CLIENTS else SUM_SECONDS
+        return waited > least
 
 
 class Worker:
@@ -93,13 +97,14 @@ class Worker:
         """Works while this thread reports, so that no result waits for a slow client's."""
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
+        garbage.leave_out_what_is_there()
 
     def ready(self) -> None:
         """Return when the worker has started."""
 
     def answer(
         self,
-        parcels: list[Parcel],
+        parcels: list[Flat],
         letters: dict[int, Letter],
         models: dict[int, Any],
         reader: list[Any],
@@ -112,7 +117,7 @@ class Worker:
         held = dict(zip(models, fetched, strict=False))
         desk = Desk(fetched[-1] if reader else None)
         contents = {number: letter.contents(held) for number, letter in letters.items()}
-        work = self.hands.submit(self._work, parcels, letters, contents, desk)
+        work = self.hands.submit(self._work, unflat(parcels), letters, contents, desk)
         working = True
         while working:
             _, unfinished = wait([work], REPORT_SECONDS)
@@ -131,7 +136,7 @@ class Worker:
 
     def _work(
         self,
-        parcels: list[Parcel],
+        parcels: Iterable[Parcel],
         letters: dict[int, Letter],
         contents: dict[int, dict[str, Any]],
         desk: Desk,

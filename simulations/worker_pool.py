@@ -5,14 +5,13 @@ room; until it reports, its place gets no work. So a place on a lost node is giv
 there is no room, and taken up again when there is.
 """
 
-import os
-import sys
 from collections import deque
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from simulations.ray_session import environment
 from simulations.worker import Worker
 
 ROOM_SECONDS = 120.0
@@ -20,12 +19,6 @@ ROOM_SECONDS = 120.0
 
 STARTS = 5
 """How often in a row a place's worker may fail to start before the place is given up."""
-
-
-def environment() -> dict[str, str]:
-    """Return the environment variables of workers: one thread, this process's import path."""
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    return {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
 
 
 class WorkerPool:

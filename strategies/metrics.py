@@ -61,7 +61,7 @@ def read(message: Message, *needed: str) -> dict[str, Any]:
     Raises WireError for a figure that is not what it must be, KeyError when the record of
     metrics or one of the `needed` columns is missing.
     """
-    record = messages.metrics_of(message)
+    record = dict(messages.metrics_of(message).items())
     for column in needed:
         if (key := FIGURES[column].key) not in record:
             raise KeyError(key)

@@ -14,12 +14,10 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from fedsparse import messages, wire
+from fedsparse.errors import FedSparseError, WireError
 from fedsparse.sparsity import Mask, State
 from strategies import metrics
 from strategies.added import is_added
-
-Flat = NDArray[np.float32]
-"""The values of a model that were sent, tensor by tensor: of a masked one the kept alone."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Reply:
         return spread(self.kept, self.mask)
 
     @cached_property
-    def flat(self) -> Flat:
+    def flat(self) -> NDArray[np.float32]:
         """What was sent, as one vector."""
         return np.concatenate([value.reshape(-1) for value in self.kept.values()])
 
@@ -70,19 +68,24 @@ class Reader:
         return None
 
     def open(
-        self, client: int, message: Message, room: Flat | None = None
-    ) -> tuple[Flat | None, dict[str, Any], Any]:
+        self, client: int, message: Message
+    ) -> tuple[wire.FlatValues | None, dict[str, Any], Any]:
         """Return a reply's values, figures and extras, once all that it holds was checked.
 
-        No values: they are in a sum already. They may lie in `room` and, without it, in the
-        message itself. Raises a FedSparseError or, for what is missing, KeyError.
+        Values are those of the model that were sent, tensor by tensor: of a masked one the kept
+        alone. None: they are in a sum already. They may lie in the message itself. Raises a
+        FedSparseError or, for what is missing, KeyError.
         """
-        flat = None
-        if not is_added(message):
-            payload = wire.unpack(messages.arrays_of(message))
-            mask = self.masks[self.place(client)]
-            flat = wire.decode_flat(payload, self.schema, mask, room=room)
-        return flat, metrics.read(message, "examples", "loss"), self.extra(message)
+        try:
+            flat = None
+            if not is_added(message):
+                payload = wire.unpack(messages.arrays_of(message))
+                flat = wire.decode_flat(payload, self.schema, self.masks[self.place(client)])
+            return flat, metrics.read(message, "examples", "loss"), self.extra(message)
+        except (FedSparseError, KeyError, MemoryError):
+            raise
+        except Exception as error:  # whatever a client has made of its reply, it ends no run
+            raise WireError(f"the reply cannot be read: {type(error).__name__}: {error}") from error
 
     def read(self, client: int, message: Message) -> Reply:
         """Return a reply, decoded; raises as `open` does."""
@@ -90,7 +93,8 @@ class Reader:
         mask = self.masks[self.place(client)]
         kept: State = {}
         if flat is not None:
-            kept = split(flat if flat.flags.writeable else flat.copy(), self.schema, mask)
+            values = flat.values
+            kept = split(values if values.flags.writeable else values.copy(), self.schema, mask)
         return Reply(client, told["examples"], kept, told["loss"], message, extra, mask)
 
 
@@ -108,8 +112,4 @@ def split(flat: NDArray[Any], schema: wire.Schema, mask: Mask | None) -> dict[st
 
 def spread(kept: State, mask: Mask | None) -> State:
     """Return whole tensors of which `kept` holds the entries that the mask keeps, in order."""
-    state = dict(kept)
-    for name, shape in mask.shapes.items() if mask is not None else ():
-        state[name] = np.zeros(shape, np.float32)
-        state[name][mask[name]] = kept[name]  # type: ignore[index]
-    return state
+    return dict(kept) if mask is None else mask.spread(kept)

@@ -9,7 +9,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -88,7 +87,7 @@ class RoundLoop:
         first = self.restore()
         self.progress.start(self.config.run.rounds, max(first, 0))
         self.watch()
-        with closing(self.writer):
+        with self.writer:
             if first < 0:
                 self.begin()
             for number in range(max(first, 0) + 1, self.config.run.rounds + 1):
@@ -225,6 +224,7 @@ class RoundLoop:
         **more: float | None,
     ) -> None:
         """Append the round's figures and show them, once the model is tested."""
+        self.writer.settle()  # a test takes what tests for itself
         every = self.config.run.eval_every
         due = number % every == 0 or number == self.config.run.rounds
         good = [row for row in rows if row["status"] == "ok"]

@@ -7,6 +7,8 @@ then holds the row without it, and a run that goes on from there tests again, to
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from fedsparse.runs.tables import Row
 from fedsparse.training.local import Evaluated
 
@@ -30,7 +32,7 @@ class RowWriter:
             self.write(row)
             return
         if self._hand is None:
-            self._hand = ThreadPoolExecutor(max_workers=1, thread_name_prefix="test")
+            self._hand = ThreadPoolExecutor(1, "test", torch.set_num_threads, (1,))
         self.untested, self._found = row, self._hand.submit(test)
 
     def poll(self) -> None:
@@ -45,13 +47,17 @@ class RowWriter:
         if row is not None and found is not None:
             self.write(tested(row, found.result()))
 
-    def close(self) -> None:
-        """Settle, and stop."""
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        """Settle; after an error drop the row, which a run that goes on makes again."""
         try:
-            self.settle()
+            if error is None:
+                self.settle()
         finally:
             if self._hand is not None:
-                self._hand.shutdown()
+                self._hand.shutdown(wait=False)
 
 
 def tested(row: Row, found: Evaluated) -> Row:

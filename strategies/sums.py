@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fedsparse import wire
 from fedsparse.sparsity import Mask, State
-from fedsparse.sparsity.exact_sum import ExactSum
+from fedsparse.sparsity.exact_sum import Addend, ExactSum
 from strategies.added import PartialSum
-from strategies.replies import Flat, Reply, split, spread
+from strategies.replies import Reply, split, spread
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -37,21 +37,27 @@ class Tally:
         self.masks = masks
         self.parts: dict[int, PartialSum] = {}
 
-    def add(self, place: int, flat: Flat, examples: int) -> None:
+    def add(self, place: int, flat: wire.FlatValues, examples: int) -> None:
         """Add a client's values, under the mask of this number."""
         self.add_all(place, [(flat, examples)])
 
-    def add_all(self, place: int, addends: Sequence[tuple[Flat, int]]) -> PartialSum:
+    def add_all(self, place: int, addends: Sequence[tuple[wire.FlatValues, int]]) -> PartialSum:
         """Add some clients' values and numbers of samples, and return their sum."""
-        part = self._part(place, len(addends[0][0]))
-        part.total.add_all(addends)
+        part = self._part(place, len(addends[0][0].values))
+        part.total.add_all(
+            [Addend(flat.values, examples, flat.largest) for flat, examples in addends]
+        )
         part.examples += sum(examples for _, examples in addends)
         part.clients += len(addends)
         return part
 
     def merge(self, part: PartialSum) -> None:
         """Add a sum that was made elsewhere; it stays as it is."""
-        whole = self._part(part.place, part.total.size)
+        whole = self.parts.get(part.place)
+        if whole is None:
+            own = PartialSum(part.place, part.total.copy(), part.examples, part.clients)
+            self.parts[part.place] = own
+            return
         whole.total.merge(part.total)
         whole.examples += part.examples
         whole.clients += part.clients
@@ -114,5 +120,6 @@ def mean_of(replies: Sequence[Reply], old: State, mask: Mask | None) -> State:
     masks = list(dict.fromkeys(reply.mask for reply in replies))
     tally = Tally(wire.Schema.of(old), masks)
     for reply in replies:
-        tally.add(masks.index(reply.mask), reply.flat, reply.examples)
+        flat = wire.FlatValues(reply.flat, None)
+        tally.add(masks.index(reply.mask), flat, reply.examples)
     return tally.mean(old, mask)

@@ -114,17 +114,24 @@ class Task:
         return models.get_state(self.model)
 
     @cached_property
-    def tester(self) -> Backend:
-        """What tests models: with a module of its own, as others train meanwhile."""
-        backend = self.backend
-        return backend if backend.native else replace(backend, module=deepcopy(self.model))
+    def tester(self) -> Backend | None:
+        """What tests models while others train: with a module of its own; None without a copy."""
+        if self.backend.native:
+            return self.backend
+        try:
+            return replace(self.backend, module=deepcopy(self.model))
+        except Exception:  # some layers, such as hooked ones, refuse to be copied
+            return None
 
     def test_of(self, state: State, mask: Mask | None = None) -> Callable[[], Evaluated]:
         """Return a test of a state, zero where the mask prunes, on the held-out test set.
 
         The state may change afterwards. One test at a time, in any thread.
         """
-        model = self.tester.load(state, mask)
+        model = (self.tester or self.backend).load(state, mask)
+        if self.tester is None:
+            found = model.evaluate(self.data.test)
+            return lambda: found
         return lambda: model.evaluate(self.data.test)
 
     def evaluate(self, state: State, mask: Mask | None = None) -> Evaluated:

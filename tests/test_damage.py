@@ -27,15 +27,15 @@ def whole(tmp_path_factory):
 def stopped(tmp_path_factory):
     """A run that was interrupted after round 2."""
     out = tmp_path_factory.mktemp("stopped") / "run"
-    plain = RunFolder.append_clients
+    plain = RunFolder.save_checkpoint
 
-    def interrupt(self, added):
-        plain(self, added)
-        if added[0]["round"] == 3:
+    def interrupt(self, number, tree):
+        if number == 3:
             raise KeyboardInterrupt
+        plain(self, number, tree)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "append_clients", interrupt)
+        patch.setattr(RunFolder, "save_checkpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(out, *SETTING)
     return out

@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from fedsparse.runs import RunFolder
+from fedsparse.training.backend import TorchModel
 from simulations.experiment import resume_experiment
 from tests.tiny_runs import model_bytes, rows, run
 
@@ -93,6 +96,21 @@ def test_what_clients_and_server_keep_survives(tmp_path, settings, state):
     assert RunFolder.open(out).clients() == RunFolder.open(tmp_path / "whole").clients()
     run(tmp_path / "without", *settings)
     assert model_bytes(tmp_path / "without") != model_bytes(out)
+
+
+def test_a_test_that_takes_longer_than_a_round_finds_the_same(tmp_path, monkeypatch):
+    torchs = "client.backend=torch"
+    run(tmp_path / "quick", torchs)
+    plain = TorchModel.evaluate
+
+    def slow(self, data):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.5)
+        return plain(self, data)
+
+    monkeypatch.setattr(TorchModel, "evaluate", slow)
+    run(tmp_path / "slow", torchs)
+    assert rows(tmp_path / "slow") == rows(tmp_path / "quick")
 
 
 @pytest.mark.parametrize("left", [1, 3])

@@ -63,16 +63,21 @@ def settings(
 
 
 class Laps(Silent):
-    """Reads the clock after each round; round 0 makes the model, the last one is tested."""
+    """Reads the clock when the run begins and after each round; the last one is tested.
+
+    The model is made in the first round here. It is tested meanwhile, as every run does.
+    """
 
     def __init__(self, watch: job.Stopwatch, work: job.Job, rounds: int) -> None:
         self.watch, self.work, self.rounds = watch, work, rounds
 
+    def start(self, total_rounds: int, first_round: int) -> None:
+        """Note that the run begins."""
+        self.watch.start()
+
     def round_done(self, row: dict[str, Any]) -> None:
         """Note a round."""
-        if row["round"] == 0:
-            self.watch.start()
-        elif row["round"] < self.rounds:
+        if 0 < row["round"] < self.rounds:
             self.watch.lap(self.work.samples(row["round"] - 1))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsparse.kernels import library
 from fedsparse.kernels.nodes import Conv, Graph, Value
 from fedsparse.kernels.program import Program
 from fedsparse.kernels.rule import Rule
@@ -258,19 +259,32 @@ def views(program: Program, tensor: int, shape: torch.Size) -> tuple[Tensor, Ten
     return torch.from_numpy(value), torch.from_numpy(gradient)
 
 
+@dataclass(frozen=True, eq=False)
+class _Bare:
+    """Both passes, their arguments made once; it holds what the kernels know addresses of."""
+
+    program: Program
+    values: Any
+    work: library.Work
+    results: tuple[Tensor, Tensor, Tensor]
+
+    def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
+        self.program.api.forward(self.program._model, self.work, None, BATCH)
+        self.program.api.backward(self.program._model, self.work, BATCH)
+        return self.results
+
+
 def fedsparse_bare(layer: Layer, density: float) -> Form:
     """fedsparse's kernels alone, over the arena that a native trainer works in."""
     program, values = compiled(layer, density)
     x, dx = views(program, 0, innermost(layer.x).shape)
     y, dy = views(program, program.plan.output, innermost(layer.dy).shape)
     x.copy_(innermost(layer.x))
-
-    def run() -> tuple[Tensor, Tensor, Tensor]:
-        program.forward(values, BATCH)
-        return y, dx, torch.from_numpy(program.backward(values, BATCH))
-
     dy.copy_(innermost(layer.dy))
-    return run
+    room = program._room(BATCH, library.TRAINING)
+    work = program._work(values, room, None, None, frozen=False)
+    dw = torch.from_numpy(room.gradients[: program.plan.parameters])
+    return _Bare(program, values, work, (y, dx, dw))
 
 
 @dataclass

@@ -13,6 +13,7 @@ from fedsparse.data.dataset import (
     FederatedData,
     Indices,
     Partition,
+    Placed,
     Source,
 )
 from fedsparse.errors import DataError
@@ -59,9 +60,13 @@ def _load(text: str, clients: int, seed: int) -> FederatedData:
     if data.test_samples and data.test_samples < len(test):
         rng = seeds.stream(seed, 0, seeds.SERVER, "test samples")
         test = test.take(_spread(test.y, data.test_samples, rng))
-    train = source.train.take(rest)
     column = None if source.column is None else source.column[rest]
-    partition = _deal(data, train, column, clients, seed)
+    labels = source.train.y[rest]
+    partition = _deal(data, labels, source.train.classes, column, clients, seed)
+    if isinstance(source.train.x, np.memmap):  # a copy would be each process's own
+        train, partition = source.train, Placed(partition, rest)
+    else:
+        train = source.train.take(rest)
     return FederatedData(
         train, test, source.train.take(public), partition, data.client_test_fraction, seed
     )
@@ -89,25 +94,30 @@ def _spread(labels: np.ndarray, count: int, rng: np.random.Generator) -> Indices
 
 
 def _deal(
-    data: DataConfig, train: Dataset, column: np.ndarray | None, clients: int, seed: int
+    data: DataConfig,
+    labels: np.ndarray,
+    classes: int,
+    column: np.ndarray | None,
+    clients: int,
+    seed: int,
 ) -> Partition:
     if data.partition == "sampled":
-        return partitions.Sampled(train.y, clients, data.samples_per_client, data.alpha, seed)
+        return partitions.Sampled(labels, clients, data.samples_per_client, data.alpha, seed)
     rng = seeds.stream(seed, 0, seeds.SERVER, "partition")
-    if data.partition in ("dirichlet", "shards") and train.classes == 1:
+    if data.partition in ("dirichlet", "shards") and classes == 1:
         raise DataError(
             f"data.partition = '{data.partition}' needs classes, {data.name} has none; "
             "use 'iid' or 'quantity'"
         )
     if data.partition == "dirichlet":
-        return partitions.dirichlet(train.y, clients, data.alpha, data.min_per_client, rng)
+        return partitions.dirichlet(labels, clients, data.alpha, data.min_per_client, rng)
     if data.partition == "shards":
-        return partitions.shards(train.y, clients, data.shards_per_client, rng)
+        return partitions.shards(labels, clients, data.shards_per_client, rng)
     if data.partition == "quantity":
-        return partitions.quantity(len(train), clients, data.alpha, data.min_per_client, rng)
+        return partitions.quantity(len(labels), clients, data.alpha, data.min_per_client, rng)
     if data.partition == "natural":
         return partitions.natural(column, clients)
-    return partitions.iid(len(train), clients, rng)
+    return partitions.iid(len(labels), clients, rng)
 
 
 def partition_counts(federated: FederatedData, most: int = MOST_COUNTED) -> list[list[int]]:

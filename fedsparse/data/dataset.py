@@ -75,9 +75,26 @@ class Partition(Sequence[Indices]):
         return self.part(range(len(self))[index])
 
 
+class Placed(Partition):
+    """A partition of chosen samples as positions in the whole set, which need not be copied."""
+
+    def __init__(self, chosen: Partition, places: Indices) -> None:
+        self.chosen = chosen
+        self.places = places
+        self.sizes = chosen.sizes
+
+    def part(self, client: int) -> Indices:
+        """Return the positions of a client's samples in the whole set."""
+        own: Indices = self.places[self.chosen.part(client)]
+        return own
+
+
 @dataclass(frozen=True)
 class FederatedData:
-    """A dataset dealt to clients; `partition[k]` are positions in `train`."""
+    """A dataset dealt to clients; `partition[k]` are positions in `train`.
+
+    A mapped `train` is the whole set; else it holds the clients' samples alone.
+    """
 
     train: Dataset
     test: Dataset

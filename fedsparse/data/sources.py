@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedsparse import seeds
 from fedsparse.config import DataConfig
+from fedsparse.data import decoded
 from fedsparse.data.dataset import Dataset, Source
 from fedsparse.errors import DataError, MissingExtraError
 
@@ -176,9 +177,15 @@ def _read_idx_folder(folder: Path) -> Source:
         paths = [_idx_file(folder, part, kind) for kind in ("images", "labels")]
         if paths[0] is None or paths[1] is None:
             raise DataError(f"'{folder}' lacks the {part} images or labels; it needs both")
-        sets.append(_dataset(read_idx(paths[0]), read_idx(paths[1]), f"'{paths[0]}'"))
+        sets.append(_idx_set(paths[0], paths[1]))
     train, test = _together(sets[0], sets[1], f"'{folder}'")
     return Source(train, test)
+
+
+def _idx_set(images: Path, labels: Path) -> Dataset:
+    where = f"'{images}'"
+    x = decoded.mapped(images, lambda: scaled(read_idx(images), where))
+    return _labelled(x, read_idx(labels), where)
 
 
 def read_idx(path: Path) -> NDArray[Any]:
@@ -242,8 +249,12 @@ def as_labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
 
 
 def _dataset(x: NDArray[Any], y: NDArray[Any], where: str) -> Dataset:
+    return _labelled(scaled(x, where), y, where)
+
+
+def _labelled(x: NDArray[Any], y: NDArray[Any], where: str) -> Dataset:
     classes = count_classes(y, where)
-    dataset = Dataset(scaled(x, where), as_labels(y, classes), classes)
+    dataset = Dataset(x, as_labels(y, classes), classes)
     if len(dataset.x) != len(y):
         raise DataError(f"{where}: {len(dataset.x)} samples, {len(y)} labels")
     return dataset

@@ -43,8 +43,8 @@ class InstructionSet:
 BASELINE = InstructionSet("baseline", 4)
 X86 = (
     BASELINE,
-    InstructionSet("avx2", 8, ("-march=x86-64-v3",)),
-    InstructionSet("avx512", 16, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
+    InstructionSet("avx2", 8, ("-march=x86-64-v3", "-mpclmul")),
+    InstructionSet("avx512", 16, ("-march=x86-64-v4", "-mprefer-vector-width=512", "-mpclmul")),
 )
 
 

@@ -6,16 +6,17 @@
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsparse.kernels.build import LIBRARY, source_hash
 
-ABI = 5
+ABI = 6
 BLOCK = 16_384
 """Weights whose gradient exists at one time in the search for the largest."""
 SWITCH = "FEDSPARSE_KERNELS"
@@ -132,7 +133,14 @@ class Api(ctypes.Structure):
         ),
         (
             "add_exact",
-            ctypes.CFUNCTYPE(None, _Pointer, _LONG, ctypes.c_double, _Pointer, _Pointer),
+            ctypes.CFUNCTYPE(None, _Pointer, _Pointer, _INT, _LONG, _Pointer, _Pointer),
+        ),
+        (
+            "check",
+            ctypes.CFUNCTYPE(
+                *(ctypes.c_uint32, _Pointer, _LONG, _LONG, _LONG),
+                ctypes.POINTER(ctypes.c_uint32),
+            ),
         ),
     ]
 
@@ -204,31 +212,58 @@ def load(wanted: str = "") -> Api:
     return api
 
 
-Adder = Callable[[NDArray[np.float32], float, NDArray[np.float64], NDArray[np.float64]], None]
+Vectors = Sequence[tuple[NDArray[np.float32], float]]
+Adder = Callable[[Vectors, NDArray[np.float64], NDArray[np.float64]], None]
+Checker = Callable[[bytes, int, int, int], tuple[int, int]]
 
 
 def exact_adder() -> Adder | None:
-    """Return add(values, weight, coarse, fine) over contiguous arrays; None without kernels."""
+    """Return add(vectors and their weights, coarse, fine); None without kernels.
+
+    Arrays are contiguous and of one length; the vectors may lie at any address.
+    """
     try:
         call = load().add_exact
     except Unavailable:
         return None
 
-    def add(
-        values: NDArray[np.float32],
-        weight: float,
-        coarse: NDArray[np.float64],
-        fine: NDArray[np.float64],
-    ) -> None:
+    def add(vectors: Vectors, coarse: NDArray[np.float64], fine: NDArray[np.float64]) -> None:
+        count = len(vectors)
         call(
-            values.__array_interface__["data"][0],
-            len(values),
-            weight,
-            coarse.__array_interface__["data"][0],
-            fine.__array_interface__["data"][0],
+            (_Pointer * count)(*[_address(values) for values, _ in vectors]),
+            (ctypes.c_double * count)(*[weight for _, weight in vectors]),
+            count,
+            len(coarse),
+            _address(coarse),
+            _address(fine),
         )
 
     return add
+
+
+def payload_checker() -> Checker | None:
+    """Return check(payload, length, first, count); None without kernels.
+
+    It gives the CRC-32 of a payload's first bytes, and the largest magnitude, as bits, of `count`
+    floats from byte `first` on, which must lie within them: 0x7f800000 or more where one is NaN or
+    infinite.
+    """
+    try:
+        call = load().check
+    except Unavailable:
+        return None
+
+    def check(payload: bytes, length: int, first: int, count: int) -> tuple[int, int]:
+        largest = ctypes.c_uint32()
+        where = payload if type(payload) is bytes else _address(np.frombuffer(payload, np.uint8))
+        return call(where, length, first, count, largest), largest.value
+
+    return check
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def describe() -> dict[str, str]:

@@ -178,7 +178,7 @@ class RunFolder:
         metrics = rows.until(self.metrics(), round_number)
         there = bool(metrics) and metrics[-1]["round"] == round_number
         if last is not None and not there and (row := last()) is not None:
-            metrics.append(dict(row))
+            metrics.append(tables.plain(row))
         clients = rows.until(self.clients(), round_number)
         rows.check_metrics(self._metrics, metrics, round_number)
         rows.check_clients(self._clients, clients, metrics)

@@ -9,14 +9,12 @@ alone. So sums made by any number of workers, in any order, are the same sum.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Addend = tuple[NDArray[np.float32], float]
-"""A vector of finite values, and its weight."""
 
 DIGIT = 40
 """Bits between two digits' units."""
@@ -46,7 +44,16 @@ MOST_ADDS = 4096
 BLOCK = 16384
 """Entries that are worked on at a time, so that they stay in the cache."""
 
-Kernel = Callable[[NDArray[np.float32], float, Floats, Floats], None]
+
+class Addend(NamedTuple):
+    """A vector of finite values, its weight, and a bound of its magnitude where that is known."""
+
+    values: NDArray[Any]
+    weight: float
+    largest: float | None = None
+
+
+Kernel = Callable[[Sequence[tuple[NDArray[np.float32], float]], Floats, Floats], None]
 _kernel: list[Kernel | None] = []
 
 
@@ -70,17 +77,21 @@ class ExactSum:
 
     def add(self, values: NDArray[np.float32], weight: float) -> None:
         """Add weight times a vector of finite values."""
-        self.add_all([(values, weight)])
+        self.add_all([Addend(values, weight)])
 
     def add_all(self, addends: Sequence[Addend]) -> None:
-        """Add several weighted vectors of the sum's size, in one pass; others raise ValueError."""
-        for values, _ in addends:
+        """Add several weighted vectors of the sum's size, in one pass; others raise ValueError.
+
+        They may be read-only, and lie at any address.
+        """
+        for addend in addends:
             # The compiled form trusts their length.
-            if values.shape != (self.size,):
-                raise ValueError(f"a vector of shape {values.shape} is no addend of {self.size}")
-        small: list[tuple[NDArray[Any], float]] = []
-        for values, weight in addends:
-            most = _most(values, weight)
+            if addend.values.shape != (self.size,):
+                shape = addend.values.shape
+                raise ValueError(f"a vector of shape {shape} is no addend of {self.size}")
+        small: list[Addend] = []
+        for addend in addends:
+            most = _most(addend)
             high = most >= ROOM
             if high:
                 most = HIGHER[0]
@@ -88,25 +99,26 @@ class ExactSum:
                 self._add_small(small)
                 small = []
                 self._carry()
-            small.append((self._add_higher(values, weight), 1.0) if high else (values, weight))
+            small.append(Addend(self._add_higher(*addend[:2]), 1.0) if high else addend)
             self.reach += most
             self.adds += 1
         self._add_small(small)
 
-    def _add_small(self, addends: Sequence[tuple[NDArray[Any], float]]) -> None:
-        if not addends or not self.size:
+    def _add_small(self, addends: Sequence[Addend]) -> None:
+        """Add what lies below the coarse digits' room; nothing rounds, so in any order."""
+        if not self.size:
             return
-        kernels = [_compiled(values, weight) for values, weight in addends]
-        block = self.size if len(addends) == 1 and kernels[0] is not None else BLOCK
-        room = np.empty((2, min(block, self.size))) if None in kernels else np.empty((2, 0))
-        for begin in range(0, self.size, block):
-            part = slice(begin, begin + block)
+        kernel = native()
+        exact = [] if kernel is None else [addend for addend in addends if _is_exact(addend)]
+        if kernel is not None and exact:
+            kernel([addend[:2] for addend in exact], self.coarse, self.fine)
+        others = addends if kernel is None else [a for a in addends if not _is_exact(a)]
+        room = np.empty((2, min(BLOCK, self.size) if others else 0))
+        for begin in range(0, self.size if others else 0, BLOCK):
+            part = slice(begin, begin + BLOCK)
             fine, coarse = self.fine[part], self.coarse[part]
-            for (values, weight), kernel in zip(addends, kernels, strict=True):
-                if kernel is not None:
-                    kernel(values[part], weight, coarse, fine)
-                else:
-                    _add(values[part], weight, coarse, fine, *room[:, : len(fine)])
+            for values, weight, _ in others:
+                _add(values[part], weight, coarse, fine, *room[:, : len(fine)])
 
     def _add_higher(self, values: NDArray[np.float32], weight: float) -> Floats:
         """Add what lies above the coarse digits, and return the rest, at most 2^11."""
@@ -144,6 +156,13 @@ class ExactSum:
             if up.any():
                 self.higher[i] -= up
                 self.higher[i + 1] = self.higher.get(i + 1, 0.0) + up
+
+    def copy(self) -> "ExactSum":
+        """Return a sum of its own that is the same."""
+        new = object.__new__(ExactSum)
+        new.__dict__.update(self.__dict__, fine=self.fine.copy(), coarse=self.coarse.copy())
+        new.higher = {i: digits.copy() for i, digits in self.higher.items()}
+        return new
 
     def merge(self, other: "ExactSum") -> None:
         """Add another sum of as many entries; it stays as it is."""
@@ -236,8 +255,11 @@ def _rounded(values: Floats, unit: float) -> Floats:
     return np.asarray(np.rint(values / unit) * unit, np.float64)
 
 
-def _most(values: NDArray[np.float32], weight: float) -> float:
+def _most(addend: Addend) -> float:
     """Return a bound of weight times each value: by their norm where that is small enough."""
+    values, weight, largest = addend
+    if largest is not None:
+        return abs(weight) * largest
     if not values.size:
         return 0.0
     with np.errstate(over="ignore"):
@@ -248,14 +270,15 @@ def _most(values: NDArray[np.float32], weight: float) -> float:
     return abs(weight) * max(float(values.max()), -float(values.min()))
 
 
-def _compiled(values: NDArray[Any], weight: float) -> Kernel | None:
-    """Return the compiled form of `_add` where it gives the same bits; it never rounds products."""
-    exact = values.dtype == np.float32 and abs(weight) < EXACT and weight == int(weight)
-    return native() if exact else None
+def _is_exact(addend: Addend) -> bool:
+    """Tell whether the compiled form gives the bits of `_add`: it never rounds products."""
+    values, weight, _ = addend
+    plain = values.dtype == np.float32 and values.flags.c_contiguous
+    return plain and abs(weight) < EXACT and weight == int(weight)
 
 
 def native() -> Kernel | None:
-    """Return the compiled form of `_add`; None without kernels."""
+    """Return the compiled form of `_add` for several addends; None without kernels."""
     if not _kernel:
         try:
             from fedsparse.kernels.library import exact_adder

@@ -1,15 +1,7 @@
 """The sparse payload format and its place in Flower's records."""
 
 from fedsparse.wire.masks import decode_mask, encode_mask
-from fedsparse.wire.payload import (
-    Decoded,
-    decode,
-    decode_flat,
-    decode_kept,
-    encode,
-    encode_kept,
-    payload_size,
-)
+from fedsparse.wire.reading import Decoded, FlatValues, decode, decode_flat, decode_kept
 from fedsparse.wire.records import (
     is_payload,
     pack,
@@ -19,9 +11,11 @@ from fedsparse.wire.records import (
     unpack_many,
 )
 from fedsparse.wire.schema import Schema
+from fedsparse.wire.writing import encode, encode_kept, payload_size
 
 __all__ = [
     "Decoded",
+    "FlatValues",
     "Schema",
     "decode",
     "decode_flat",

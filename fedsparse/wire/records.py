@@ -30,14 +30,18 @@ def pack_many(payloads: Mapping[str, bytes]) -> ArrayRecord:
 
 def is_payload(record: ArrayRecord) -> bool:
     """Tell whether a record holds one payload of ours, not plain arrays."""
-    return list(record) == [KEY] and record[KEY].stype == STYPE
+    return list(record.keys()) == [KEY] and record[KEY].stype == STYPE
 
 
 def unpack(record: ArrayRecord) -> bytes:
     """Return the payload of a record; raises WireError when it holds none."""
-    if not is_payload(record):
+    array = record.get(KEY)
+    if array is None or len(record) > 1 or array.stype != STYPE:
         raise WireError("the record holds no fedsparse payload")
-    return bytes(record[KEY].data)
+    data = array.data
+    if not isinstance(data, bytes):
+        raise WireError(f"the record holds {type(data).__name__}, not bytes")
+    return data
 
 
 def unpack_many(record: ArrayRecord) -> dict[str, bytes]:

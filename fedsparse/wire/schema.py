@@ -26,6 +26,11 @@ class Schema:
         """8 bytes that stand for every name and shape."""
         return blake2b(repr(self.tensors).encode(), digest_size=8).digest()
 
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Shapes by name; not to be changed."""
+        return dict(self.tensors)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names in order."""
@@ -33,7 +38,7 @@ class Schema:
 
     def shape(self, name: str) -> Shape:
         """Return the shape of one tensor; raises KeyError for an unknown name."""
-        return dict(self.tensors)[name]
+        return self.shapes[name]
 
     @cached_property
     def entries(self) -> int:

@@ -17,6 +17,8 @@ BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
 _SCALE = struct.Struct("<f")
 _LARGEST = float(np.finfo(np.float32).max)
 
+NOT_FINITE = "the payload holds NaN or infinity; the sender's training diverged"
+
 Values = NDArray[np.float32]
 
 
@@ -72,7 +74,7 @@ def read(raw: memoryview, kind: str, count: int, finite: bool) -> Values:
     """
     values = _read(raw, kind, count)
     if finite and not _finite(values):
-        raise WireError("the payload holds NaN or infinity; the sender's training diverged")
+        raise WireError(NOT_FINITE)
     return values
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from clients.client_app import app
 from fedsparse import messages, models, seeds, wire
+from fedsparse.errors import WireError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask
 from fedsparse.training import batchnorm, local
@@ -80,7 +81,7 @@ def test_a_sparse_model_comes_back_as_values_alone():
     payload = wire.unpack(content(train(task, model, mask))[messages.ARRAYS])
     values = 4 * (mask.kept + 42)
     assert values < len(payload) < values + 64
-    with pytest.raises(wire.payload.WireError, match="does not hold"):
+    with pytest.raises(WireError, match="does not hold"):
         wire.decode(payload, task.schema)
     decoded = wire.decode(payload, task.schema, masks=[mask])
     assert decoded.mask == mask

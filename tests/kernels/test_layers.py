@@ -155,6 +155,7 @@ def check(layer: Layer, isa: str) -> None:
 @given(layer=convolutions())
 @example(layer=Layer(32, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1), (16, 16), False, 32, "dense"))
 @example(layer=Layer(32, 32, 1, (3, 3), (2, 2), (1, 1), (1, 1), (15, 16), False, 48, "sparse", 0.1))
+@example(layer=Layer(48, 70, 1, (1, 1), (1, 1), (0, 0), (1, 1), (9, 15), True, 33, "sparse", 0.1))
 def test_a_convolution_is_torchs(isa, layer):
     check(layer, isa)
 
@@ -164,6 +165,7 @@ def test_a_convolution_is_torchs(isa, layer):
 @given(layer=LINEAR)
 @example(layer=Layer(784, 130, samples=32))
 @example(layer=Layer(1500, 70, samples=33, form="sparse", kept=0.05))
+@example(layer=Layer(2000, 700, samples=33, form="sparse", kept=0.1))
 def test_a_linear_layer_is_torchs(isa, layer):
     check(layer, isa)
 

@@ -129,6 +129,7 @@ def test_a_worker_reports_a_sum_once_and_then_begins_another():
 
 
 def test_a_sum_waits_for_clients_and_a_state_that_is_missed_does_not(monkeypatch):
+    monkeypatch.setattr(worker, "SUM_LEAST_SECONDS", 0.0)
     desk = worker.Desk(READER)
     done = results(range(worker.SUM_CLIENTS))
     for result in done[:-1]:
@@ -149,6 +150,55 @@ def test_who_must_come_apart_is_not_added():
     for result in results(range(3)):
         adder.take(result)
     assert [is_added(done.reply) for done in adder.finish()] == [True, True, False]
+
+
+def without_content(reply):
+    reply.__dict__["_content"] = None
+
+
+def without_bytes(reply):
+    reply.content["arrays"]["payload"].data = 10**15
+
+
+def with_other_bytes(reply):
+    reply.content["arrays"]["payload"].data = "text"
+
+
+def with_odd_figures(reply):
+    reply.content["metrics"].__dict__["_data"] = {"num-examples": object(), "loss": None}
+
+
+def with_no_records(reply):
+    reply.content.__dict__["_data"] = None
+
+
+@pytest.mark.parametrize(
+    "spoil", [without_content, without_bytes, with_other_bytes, with_odd_figures, with_no_records]
+)
+def test_whatever_a_client_makes_of_its_reply_the_others_are_added(spoil):
+    adder = Adder(READER, at_once=True)
+    for result in results(range(3)):
+        if result.client == 1:
+            spoil(result.reply)
+        adder.take(result)
+    done = {result.client: result.reply for result in adder.finish()}
+    assert [is_added(done[client]) for client in (0, 2)] == [True, True]
+    with pytest.raises((WireError, KeyError)):
+        READER.open(1, done[1])
+
+
+def test_what_a_client_writes_into_its_metadata_is_carried_as_it_is():
+    done = results(range(6))
+    del done[4].reply.metadata.__dict__["_delivered_at"]
+    done[5].reply.metadata.__dict__["_group_id"] = ["a list"]
+    desk = worker.Desk(READER)
+    for result in done:
+        desk.done(result, None)
+    chunk = desk.clear(last=True)
+    sent = {result.client: dict(vars(result.reply.metadata)) for result in chunk.results}
+    carried = cloudpickle.loads(cloudpickle.dumps(chunk)).results
+    assert {result.client: vars(result.reply.metadata) for result in carried} == sent
+    assert all(is_added(result.reply) for result in carried)
 
 
 def halves(grid, number, plan):

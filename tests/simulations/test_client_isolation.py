@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fedsparse.errors import GridError
@@ -36,6 +37,15 @@ def test_a_client_that_writes_into_its_message_changes_nothing_for_others():
     assert [dict(r.content["metrics"]) for r in replies] == [{"calls": 0, "arrays": 1}] * 3
     assert len(model) == 1
     assert "calls" not in content["config"]
+
+
+def test_an_array_is_a_clients_own_and_its_bytes_are_shared():
+    model = ArrayRecord([np.ones(4, np.float32)])
+    message = Message(RecordDict({"arrays": model}), 1000, "train")
+    first, second = (internals.message_of(message.metadata, message.content) for _ in range(2))
+    assert first.content["arrays"]["0"].data is model["0"].data
+    first.content["arrays"]["0"].data = b"gone"
+    assert second.content == message.content == RecordDict({"arrays": model})
 
 
 def test_a_client_that_fails_keeps_the_state_it_had():
@@ -70,6 +80,28 @@ def test_a_client_that_exits_or_returns_nothing_is_an_error_reply():
     assert left[1].error.reason == "SystemExit: enough"
     assert [r.error.code for r in nothing] == [internals.RAISED] * 2
     assert "returned NoneType, not a Message" in nothing[0].error.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda reply: reply.__dict__.update(_content=None), "ValueError: Message content is None"),
+        (lambda reply: reply.content.__dict__.update(_data=None), "AttributeError: 'NoneType'"),
+        (lambda reply: setattr(reply.content["a"]["0"], "data", 3), "TypeError: 'a' holds int"),
+    ],
+)
+def test_a_reply_that_could_not_be_sent_is_an_error_reply(change, reason):
+    spoilt = ClientApp()
+
+    @spoilt.query()
+    def query(message: Message, context: Context) -> Message:
+        reply = Message(RecordDict({"a": ArrayRecord([np.ones(2)])}), reply_to=message)
+        change(reply)
+        return reply
+
+    with CohortGrid(spoilt, clients=1) as grid:
+        (reply,) = grid.send_and_receive([Message(RecordDict(), 1000, "query")])
+    assert reply.error.reason.startswith(reason)
 
 
 def test_two_messages_to_one_client_are_answered_in_turn():

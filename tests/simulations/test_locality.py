@@ -10,7 +10,8 @@ from fedsparse.errors import GridError
 from simulations import flower_internals, worker_pool
 from simulations.grid import CohortGrid
 from simulations.parcels import Parcel
-from simulations.ray_workers import RayExecutor, Work
+from simulations.ray_workers import RayExecutor
+from simulations.work import Work
 from tests.simulations.test_grid import ask
 from tests.simulations.third_party_app import app
 
@@ -36,18 +37,36 @@ def test_clients_go_to_the_worker_of_their_number_half_of_the_rest_at_a_time():
 
 
 def test_a_batch_is_not_smaller_than_is_worth_handing_out():
-    work = Work(parcels(*range(10)), 2, least=4)
+    work = Work(parcels(*range(10)), 2)
+    work.least = 4
     assert clients(work.take(0)) == [0, 2, 4, 6]
     assert clients(work.take(0)) == [8]
     assert clients(work.take(0)) == [3, 5, 7, 9]
 
 
-def test_an_idle_worker_takes_over_the_end_of_the_longest_queue():
+def test_the_heaviest_begin_and_every_worker_gets_its_share():
+    samples = {0: 10, 1: 100, 2: 20, 3: 40, 4: 200, 5: 30}
+    work = Work(parcels(*samples), 2, samples.__getitem__)
+    work.least = 1000
+    one, other = work.take(0), work.take(1)
+    assert clients(one) == [4]
+    assert clients(other) == [1, 3, 5, 2, 0]
+
+
+def test_a_client_leaves_the_worker_of_its_number_only_where_that_one_has_enough():
     work = Work(parcels(0, 3, 6, 9, 1), 3)
-    assert clients(work.take(2)) == [6, 9]
-    assert clients(work.take(0)) == [0]
+    assert [clients(work.take(number)) for number in (2, 0, 0, 1, 1)] == [[6], [0], [9], [3], [1]]
+    assert not work
+
+
+def test_an_idle_worker_takes_over_the_end_of_the_heaviest_queue():
+    work = Work(parcels(*range(8)), 2)
+    assert clients(work.take(0)) == [0, 2]
+    assert clients(work.take(0)) == [4]
+    assert clients(work.take(0)) == [6]
+    assert clients(work.take(0)) == [5, 7]
     assert clients(work.take(0)) == [3]
-    assert clients(work.take(0)) == [1]
+    assert clients(work.take(1)) == [1]
     assert not work
 
 

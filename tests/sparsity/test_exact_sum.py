@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsparse.kernels import library
 from fedsparse.sparsity import exact_sum
-from fedsparse.sparsity.exact_sum import ExactSum
+from fedsparse.sparsity.exact_sum import Addend, ExactSum
 
 SIZE = 7
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -109,18 +110,45 @@ def test_a_sum_spread_over_a_larger_one_keeps_every_digit():
 def test_several_addends_at_once_are_as_many_alone(monkeypatch):
     monkeypatch.setattr(exact_sum, "BLOCK", 3)
     rng = np.random.default_rng(0)
-    addends = [(rng.normal(size=10).astype(np.float32), n) for n in (1, 2.5, 3, 2**40)]
+    vectors = [(rng.normal(size=10).astype(np.float32), n) for n in (1, 2.5, 3, 2**40)]
     alone, together = ExactSum(10), ExactSum(10)
-    for values, weight in addends:
+    for values, weight in vectors:
         alone.add(values, weight)
-    together.add_all(addends)
+    together.add_all([Addend(*vector) for vector in vectors])
     assert alone.total().tobytes() == together.total().tobytes()
     assert (together.nbytes, ExactSum(0).total().size) == (alone.nbytes, 0)
+
+
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_adds_vectors_at_any_address(monkeypatch, name):
+    try:
+        api = library.load(name)
+    except library.Unavailable as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(library, "load", lambda: api)
+    rng = np.random.default_rng(1)
+    size, sums = 100, []
+    content = [bytes(place) + rng.normal(size=size).astype("<f4").tobytes() for place in range(5)]
+    vectors = [np.frombuffer(each, "<f4", size, place) for place, each in enumerate(content)]
+    for kernel in (library.exact_adder(), None):
+        monkeypatch.setattr(exact_sum, "_kernel", [kernel])
+        sums.append(ExactSum(size))
+        sums[-1].add_all([Addend(vector, 7, 10.0) for vector in vectors])
+    assert sums[0].fine.tobytes() == sums[1].fine.tobytes()
+    assert sums[0].coarse.tobytes() == sums[1].coarse.tobytes()
+
+
+def test_a_vector_that_is_not_in_one_piece_is_added_as_it_is():
+    values = np.arange(2 * SIZE, dtype=np.float32)
+    apart, whole = ExactSum(SIZE), ExactSum(SIZE)
+    apart.add(values[::2], 3)
+    whole.add(values[::2].copy(), 3)
+    assert apart.total().tobytes() == whole.total().tobytes()
 
 
 @pytest.mark.parametrize("shape", [SIZE - 1, SIZE + 1, (1, SIZE), ()])
 def test_a_vector_of_another_size_is_refused(shape):
     total, fitting = ExactSum(SIZE), np.ones(SIZE, np.float32)
     with pytest.raises(ValueError, match="no addend of 7"):
-        total.add_all([(fitting, 1), (np.ones(shape, np.float32), 1)])
+        total.add_all([Addend(fitting, 1), Addend(np.ones(shape, np.float32), 1)])
     assert not total.total().any()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fedsparse import models
 from fedsparse.errors import ModelError, TrainingError
 from strategies.task import Task
 from tests.tiny_runs import tiny
@@ -32,3 +33,18 @@ def test_pretraining_that_diverges_names_its_own_rate():
     task = Task.of(tiny("model.name=mlp"))
     with pytest.raises(TrainingError, match=r"lower strategy\.pretrain_lr \(now 1e\+30\)"):
         task.pretrain(5, 1e30)
+
+
+def test_a_model_that_cannot_be_copied_is_tested_before_anything_goes_on():
+    task = Task.of(tiny("model.name=mlp", "client.backend=torch"))
+    state = models.get_state(task.model)
+    expected = task.evaluate(state)
+
+    def refuse(memo: object) -> None:
+        raise RuntimeError("this module holds a lock")
+
+    alone = Task.of(tiny("model.name=mlp", "client.backend=torch"))
+    alone.model.__deepcopy__ = refuse
+    test = alone.test_of(state)
+    models.load_state(alone.model, {name: value * 0 for name, value in state.items()})
+    assert test() == expected

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { FS_ABI = 5, FS_BLOCK = 16384 };
+enum { FS_ABI = 6, FS_BLOCK = 16384 };
 
 enum FsKind {
   FS_CONV = 0,     /* also linear layers: 1x1 over planes of one pixel */
@@ -137,9 +137,14 @@ typedef struct {
   int32_t (*grow)(const FsModel*, const FsWork*, const int64_t* rows, int32_t count,
                   FsGrowth* wanted, int32_t wanted_count);
 
-  /* coarse and fine, the digits of an exact sum, += weight * values. */
-  void (*add_exact)(const float* values, int64_t count, double weight, double* coarse,
-                    double* fine);
+  /* coarse and fine, the digits of an exact sum, += weights[i] * values[i]: `vectors` vectors of
+   * `count` floats, each at any address. */
+  void (*add_exact)(const void* const* values, const double* weights, int32_t vectors,
+                    int64_t count, double* coarse, double* fine);
+  /* The CRC-32 of a payload of `length` bytes, and the largest magnitude, as bits, of `count`
+   * floats in it from byte `first` on: 0x7f800000 or more where one is not finite. */
+  uint32_t (*check)(const void* payload, int64_t length, int64_t first, int64_t count,
+                    uint32_t* largest);
 } FsApi;
 
 #ifdef __cplusplus

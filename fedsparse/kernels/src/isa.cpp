@@ -14,6 +14,6 @@ constexpr FsApi FS_TABLE(FS_ISA) = {
     fedsparse::FS_ISA::WIDTH,   fedsparse::FS_ISA::index_words, fedsparse::FS_ISA::compile,
     fedsparse::FS_ISA::arena_floats, fedsparse::FS_ISA::forward, fedsparse::FS_ISA::backward,
     fedsparse::FS_ISA::train,   fedsparse::FS_ISA::evaluate,    fedsparse::FS_ISA::grow,
-    fedsparse::FS_ISA::add_exact,
+    fedsparse::FS_ISA::add_exact, fedsparse::FS_ISA::check,
 };
 }

@@ -36,6 +36,9 @@ FS_INLINE void store(float* to, Vec value) { *reinterpret_cast<Tight*>(to) = val
 FS_INLINE void store_loose(float* to, Vec value) { *reinterpret_cast<Loose*>(to) = value; }
 FS_INLINE Vec splat(float value) { return value - Vec{}; }  // a broadcast, no addition
 
+// Begins to bring a line to the first cache; any address will do.
+FS_INLINE void fetch(const float* from) { __builtin_prefetch(from); }
+
 // The sum of a vector's floats, halves added to halves: the same order on every machine of
 // one width.
 FS_INLINE float total(Vec value) {

@@ -246,9 +246,14 @@ class Batch {
                             bool add, bool seen) const {
     const Conv conv = geometry(model_, op);
     const int32_t* index = model_.index + op.index;
+    const float* values = weight(op.weight);
+    float* gradient = work_.gradients + op.weight;
+    if (!seen && op.bias >= 0) bias_gradient(dy, work_.gradients + op.bias);
+    if (op.sparse && !seen && dx.data != nullptr) {
+      sparse_backward(conv, index, values, x, dy, dx, add, gradient, scratch_);
+      return;
+    }
     if (!seen) {
-      float* gradient = work_.gradients + op.weight;
-      if (op.bias >= 0) bias_gradient(dy, work_.gradients + op.bias);
       if (op.sparse)
         sparse_weight_gradient(conv, index, x, dy, gradient, scratch_);
       else
@@ -258,9 +263,9 @@ class Batch {
     }
     if (dx.data == nullptr) return;
     if (op.sparse)
-      sparse_input_gradient(conv, index, weight(op.weight), dy, dx, add);
+      sparse_input_gradient(conv, index, values, dy, dx, add);
     else
-      dense_input_gradient(conv, weight(op.weight), dy, dx, add, scratch_);
+      dense_input_gradient(conv, values, dy, dx, add, scratch_);
   }
 
   const FsModel& model_;

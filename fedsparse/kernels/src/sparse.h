@@ -6,6 +6,7 @@
 //   forward          y[o] += w * x[c], moved      destination y, source x, weights by o
 //   input gradient   dx[c] += w * dy[o], moved    destination dx, source dy, weights by c
 //   weight gradient  dw = sum of dy[o] * x[c]     dy's tile in registers, x moved, weights by o
+// The two gradients of 1x1 convolutions go over the tiles together, as they read the same of dy.
 // Tiles are the outer loop and destination planes the inner one, so that what a tile reads of
 // the source planes stays in the cache; where that is too much, source channels go by blocks.
 // A linear layer is the case of tiles of one pixel. A weight costs one vector from the cache a
@@ -33,12 +34,18 @@ FS_INLINE void each_tile(int64_t height, int64_t width, int64_t active, Visit vi
     }
 }
 
+// Whether planes are too much for a core's second cache, so that a tile of them is worth fetching
+// ahead of its use.
+inline bool is_large(const View& planes) {
+  return planes.channels * planes.channel * int64_t(sizeof(float)) > 2 * CACHE_BYTES;
+}
+
 // y = the layer's output, plus the bias unless null, of the active lanes.
 inline void sparse_forward(const Conv& conv, const int32_t* index, const float* values,
                            const float* bias, const View& x, const View& y) {
   const Rows list = Index(conv, index).forward;
   const Gather pass{list, values, bias, false, x.lanes, x.lanes * conv.stride_w, y.lanes,
-                    y.channel};
+                    y.channel, is_large(y)};
   const int64_t rows = conv.out / conv.groups;
   for (int64_t first = 0; first < conv.out; first += rows)
     each_tile(y.height, y.width, x.active,
@@ -56,7 +63,7 @@ inline void sparse_input_gradient(const Conv& conv, const int32_t* index, const 
                                   const View& dy, const View& dx, bool add) {
   const Rows list = Index(conv, index).backward;
   const Gather pass{list, values, nullptr, add, dy.lanes, dy.lanes, dx.lanes * conv.stride_w,
-                    dx.channel};
+                    dx.channel, is_large(dx)};
   const int64_t rows = conv.in / conv.groups;
   for (int64_t channel = 0; channel < conv.in; channel += rows)
     for (int64_t phase_y = 0; phase_y < conv.stride_h; phase_y++)
@@ -99,7 +106,7 @@ inline void sparse_weight_gradient(const Conv& conv, const int32_t* index, const
     if (lane < x.active) correlate_linear<1>(list, x, dy, lane, gradient);
     return;
   }
-  const Correlate pass{list, x.lanes, x.lanes * conv.stride_w, dy.lanes, dy.channel};
+  const Correlate pass{list, x.lanes, x.lanes * conv.stride_w, dy.lanes, dy.channel, is_large(dy)};
   const int64_t most = sums_at_once(conv, lists.kept), rows = conv.out / conv.groups;
   auto start = [&](int64_t row, int64_t block) -> const int32_t* {
     return list.start + row * list.blocks + block;
@@ -132,6 +139,57 @@ inline void sparse_weight_gradient(const Conv& conv, const int32_t* index, const
         for (int64_t row = first; row < last; from += count(row, block) * WIDTH, row++)
           totals(from, count(row, block), gradient + *start(row, block));
       }
+}
+
+// Whether a linear layer's input gradient is added up weight by weight with the weight gradient,
+// rather than gathered: where the weights are too many for the second cache, to read them in the
+// order of the inputs costs more, as long as x and dx both fit.
+inline bool scatters(const Conv& conv, int64_t kept) {
+  const int64_t input = int64_t(conv.in) * 2 * LANES;
+  return kept * int64_t(sizeof(float)) > CACHE_BYTES &&
+         2 * input * int64_t(sizeof(float)) <= CACHE_BYTES;
+}
+
+// Both gradients, as the two functions above leave them. Where they need the same tiles at the
+// same time, each is read once for both.
+inline void sparse_backward(const Conv& conv, const int32_t* index, const float* values,
+                            const View& x, const View& dy, const View& dx, bool add,
+                            float* gradient, float* scratch) {
+  const Index lists(conv, index);
+  const bool pointwise = conv.groups == 1 && conv.kernel_h * conv.kernel_w == 1 &&
+                         conv.stride_h * conv.stride_w == 1 && conv.pad_h + conv.pad_w == 0;
+  const bool linear = pointwise && dy.height * dy.width == 1;
+  if (linear && x.channel == dx.channel && scatters(conv, lists.kept)) {
+    if (!add)
+      for (int64_t channel = 0; channel < dx.channels; channel++)
+        std::memset(dx.at(channel, 0, 0), 0, size_t(dy.active) * sizeof(float));
+    int64_t lane = 0;
+    for (; lane + 2 * LANES <= dy.active; lane += 2 * LANES)
+      backward_linear<2>(lists.forward, values, x, dy, dx, lane, gradient);
+    if (lane < dy.active) backward_linear<1>(lists.forward, values, x, dy, dx, lane, gradient);
+    return;
+  }
+  if (!pointwise || linear || lists.forward.blocks > 1 || lists.kept == 0 ||
+      lists.kept > sums_at_once(conv, lists.kept)) {
+    sparse_weight_gradient(conv, index, x, dy, gradient, scratch);
+    sparse_input_gradient(conv, index, values, dy, dx, add);
+    return;
+  }
+  const Correlate weights{lists.forward, x.lanes, x.lanes, dy.lanes, dy.channel, is_large(dy)};
+  const Gather input{lists.backward, values, nullptr, add, dy.lanes, dy.lanes, dx.lanes,
+                     dx.channel, is_large(dx)};
+  bool fresh = true;
+  each_tile(dy.height, dy.width, dy.active,
+            [&](int64_t row, int64_t column, int64_t lane, int columns, int groups) {
+              const float* from = dy.at(0, row, column) + lane;
+              float* to = dx.at(0, row, column) + lane;
+              correlate_of(columns, groups)(weights, 0, 0, conv.out, x.at(0, row, column) + lane,
+                                            from, scratch, fresh);
+              fresh = false;
+              for (int64_t block = 0; block < lists.backward.blocks; block++)
+                gather_of<true>(columns, groups)(input, block, 0, conv.in, from, to);
+            });
+  totals(scratch, lists.kept, gradient);
 }
 
 }  // namespace FS_ISA

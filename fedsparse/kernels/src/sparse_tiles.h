@@ -2,12 +2,23 @@
 // weights of that plane one after the other.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "sparse_index.h"
 
 namespace fedsparse {
 namespace FS_ISA {
+
+// Brings two pixels, of G runs of LANES each, to the first cache.
+template <int G>
+FS_INLINE void fetch_pixels(const float* pixel, int64_t column) {
+  FS_UNROLL
+  for (int line = 0; line < G * LANES; line += 16) {
+    fetch(pixel + line);
+    fetch(pixel + column + line);
+  }
+}
 
 // What the tiles of a pass that gathers share.
 struct Gather {
@@ -18,6 +29,7 @@ struct Gather {
   int64_t lanes;
   int64_t from_column, to_column;   // floats from a pixel of a tile to the next
   int64_t to_row;                   // floats from a row's destination plane to the next one's
+  bool ahead;                       // fetch the next row's tile while this one is computed
 };
 
 // to[row] = (bias[row], 0 or what was there) + the sum over the row's kept weights of value *
@@ -56,6 +68,16 @@ void gather_tile(const Gather& pass, int64_t block, int64_t first, int64_t last,
         FS_UNROLL
         for (int v = 0; v < G * VECTORS; v++) into[c][v] += value * load(pixel + v * WIDTH);
     };
+    // One tile is fetched while another is computed, a few lines a weight: at once they would
+    // keep what the weights read from coming.
+    if (CHAINS == 1 && pass.ahead && row + 1 < last) {
+      const float* next = to + to_row;
+      const int64_t stop = std::min(end, k + (C + 1) / 2);
+      for (; k < stop; k++, next += 2 * to_column) {
+        fetch_pixels<G>(next, to_column);
+        weigh(sum[0], k);
+      }
+    }
     for (; k + CHAINS <= end; k += CHAINS)
       FS_UNROLL
       for (int chain = 0; chain < CHAINS; chain++) weigh(sum[chain], k + chain);
@@ -79,6 +101,7 @@ struct Correlate {
   int64_t lanes;
   int64_t x_column, dy_column;  // floats from a pixel of a tile to the next
   int64_t dy_row;               // floats from a row's plane of dy to the next one's
+  bool ahead;                   // fetch the next row's tile of dy while this one is computed
 };
 
 // sums = (what was there, unless fresh, +) the products of dy's tile and x's, moved by the
@@ -100,7 +123,13 @@ void correlate_tile(const Correlate& pass, int64_t block, int64_t first, int64_t
     for (int c = 0; c < C; c++)
       FS_UNROLL
       for (int v = 0; v < G * VECTORS; v++) held[c][v] = load(dy + c * dy_column + v * WIDTH);
+    const int64_t stop = pass.ahead && row + 1 < last ? start[0] + (C + 1) / 2 : 0;
+    const float* next = dy + dy_row;
     for (int64_t k = start[0]; k < end; k++, sums += WIDTH) {
+      if (k < stop) {
+        fetch_pixels<G>(next, dy_column);
+        next += 2 * dy_column;
+      }
       const float* pixel = x + offset[k] * lanes;
       Vec sum[CHAINS] = {};
       if (!fresh) sum[0] = load(sums);
@@ -152,6 +181,64 @@ void correlate_linear(const Rows& list, const View& x, const View& dy, int64_t l
     }
     if (k == end) continue;
     const Vec sums = correlate_pixels<G, false>(offset + k, end - k, from, lanes, held);
+    for (int64_t i = 0; i < end - k; i++)
+      gradient[k + i] = lane ? gradient[k + i] + sums[i] : sums[i];
+  }
+}
+
+// Both gradients of up to WIDTH kept weights that read single pixels of x and write the same one:
+// adds to the pixels of dx, and returns the weights' sums over G runs of LANES.
+template <int G, bool WHOLE>
+FS_INLINE Vec scatter_pixels(const int32_t* offset, const float* values, int64_t count,
+                             const float* x, float* dx, int64_t lanes,
+                             const Vec (&held)[G * VECTORS]) {
+  Vec part[WIDTH];
+  if (!WHOLE)
+    FS_UNROLL
+    for (int i = 0; i < WIDTH; i++) part[i] = Vec{};
+  auto weigh = [&](int i) __attribute__((always_inline)) {
+    const int64_t at = offset[i] * lanes;
+    const Vec value = splat(values[i]);
+    Vec sum = held[0] * load(x + at);
+    store(dx + at, load(dx + at) + value * held[0]);
+    FS_UNROLL
+    for (int v = 1; v < G * VECTORS; v++) {
+      sum += held[v] * load(x + at + v * WIDTH);
+      store(dx + at + v * WIDTH, load(dx + at + v * WIDTH) + value * held[v]);
+    }
+    part[i] = sum;
+  };
+  if (WHOLE) {
+    FS_UNROLL
+    for (int i = 0; i < WIDTH; i++) weigh(i);
+  } else {
+    for (int i = 0; i < count; i++) weigh(i);
+  }
+  return totals_of(part);
+}
+
+// Both gradients of a layer whose planes are single pixels, of G runs of LANES from `lane` on;
+// adds to dx, and to the gradient of the lanes before.
+template <int G>
+void backward_linear(const Rows& list, const float* values, const View& x, const View& dy,
+                     const View& dx, int64_t lane, float* gradient) {
+  const int64_t lanes = x.lanes, blocks = list.blocks;
+  const int32_t* const offset = list.offset;
+  const float* const from = x.data + lane;
+  float* const to = dx.data + lane;
+  for (int64_t row = 0; row < dy.channels; row++) {
+    Vec held[G * VECTORS];
+    FS_UNROLL
+    for (int v = 0; v < G * VECTORS; v++) held[v] = load(dy.at(row, 0, 0) + lane + v * WIDTH);
+    int64_t k = list.start[row * blocks];
+    const int64_t end = list.start[(row + 1) * blocks];
+    for (; k + WIDTH <= end; k += WIDTH) {
+      Vec sums = scatter_pixels<G, true>(offset + k, values + k, WIDTH, from, to, lanes, held);
+      if (lane) sums += load_loose(gradient + k);
+      store_loose(gradient + k, sums);
+    }
+    if (k == end) continue;
+    const Vec sums = scatter_pixels<G, false>(offset + k, values + k, end - k, from, to, lanes, held);
     for (int64_t i = 0; i < end - k; i++)
       gradient[k + i] = lane ? gradient[k + i] + sums[i] : sums[i];
   }
