@@ -6,6 +6,7 @@ then holds the row without it, and a run that goes on from there tests again, to
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import torch
 
@@ -50,11 +51,14 @@ class RowWriter:
     def __enter__(self) -> "RowWriter":
         return self
 
-    def __exit__(self, error: object, *_: object) -> None:
-        """Settle; after an error drop the row, which a run that goes on makes again."""
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Settle; when interrupted drop the row, which a run that goes on makes again."""
         try:
             if error is None:
                 self.settle()
+            elif issubclass(error, Exception):
+                with suppress(Exception):  # the first error is the one to tell
+                    self.settle()
         finally:
             if self._hand is not None:
                 self._hand.shutdown(wait=False)

@@ -17,6 +17,7 @@ from simulations.grid import CohortGrid
 from simulations.ray_workers import RayExecutor
 from tests.command_line import invoke, tiny_toml
 from tests.simulations.test_worker_death import CLIENTS, PATH, ask
+from tests.simulations.worker_app import EVERYBODY
 from tests.tiny_runs import model_bytes, rows, run
 
 FRAIL = "tests.simulations.frail_app:app"
@@ -142,7 +143,7 @@ def test_without_a_node_the_run_ends_and_with_one_again_it_goes_on(field, monkey
             field.lose(node.node_id)
         monkeypatch.setattr(worker_pool, "ROOM_SECONDS", 3.0)
         with pytest.raises(GridError, match=r"no worker is left.*`fedsparse resume`"):
-            ask(grid, "sleep", 20)  # who is asked to sleep has not answered before its node ends
+            ask(grid, "sleep", EVERYBODY)  # so that nobody has answered before its node ends
         field.fill()
         monkeypatch.setattr(worker_pool, "ROOM_SECONDS", 120.0)
         assert not any(reply.has_error() for reply in ask(grid, "threads", 0, timeout=120))

@@ -128,7 +128,7 @@ def test_ctrl_c_ends_the_run_and_stdout_holds_only_what_was_printed(tmp_path):
         assert driver.stdout is not None
         first = driver.stdout.readline()
         os.killpg(driver.pid, signal.SIGINT)
-        rest, errors = driver.communicate(timeout=60)
+        rest, errors = driver.communicate(timeout=180)
     finally:
         if driver.poll() is None:
             os.killpg(driver.pid, signal.SIGKILL)

@@ -12,8 +12,12 @@ from flwr.clientapp import ClientApp
 app = ClientApp()
 
 
+EVERYBODY = -1
+
+
 def chosen(message: Message, context: Context) -> bool:
-    return context.node_config["partition-id"] == message.content["config"]["client"]
+    wanted = message.content["config"]["client"]
+    return wanted in (EVERYBODY, context.node_config["partition-id"])
 
 
 def answer(message: Message, **metrics: int) -> Message:
