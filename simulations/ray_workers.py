@@ -34,7 +34,7 @@ from simulations.worker import SUM_CLIENTS
 from simulations.worker_pool import WorkerPool
 from strategies.replies import Reader
 
-LEAST_SECONDS, SUM_LEAST_SECONDS = 0.1, 1.0
+LEAST_SECONDS, SUM_BATCH_SECONDS = 0.1, 1.0
 """Work that a batch should hold at least: handing one out costs some milliseconds. Where replies
 are added up, also up to so much of it as makes a sum that is worth sending."""
 
@@ -126,7 +126,7 @@ class RayExecutor:
         least = LEAST_SECONDS / self._seconds
         if not adds:
             return least
-        return max(least, min(SUM_CLIENTS * mean, SUM_LEAST_SECONDS / self._seconds))
+        return max(least, min(SUM_CLIENTS * mean, SUM_BATCH_SECONDS / self._seconds))
 
     def _hand_out(self, work: Work, post: _Post, calls: dict[Any, _Call]) -> None:
         """Give every idle worker a batch while there is work."""

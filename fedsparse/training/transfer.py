@@ -75,10 +75,8 @@ def fetched(
             sent = tensor[mask]
         here[name] = _room(sent.shape, sent.dtype, sent.device)
         here[name].copy_(sent, non_blocking=True)
-    devices = {tensor.device for tensor in tensors.values()}
-    for device in devices:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
     states: list[State] = [{} for _ in own]
     for name, tensor in here.items():
         rows = _rows(tensor.numpy(), masks.get(name))
