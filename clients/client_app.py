@@ -8,13 +8,11 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients import memory, selection
-from clients.job import Job, Received, client_id, growth_arrays, read_job, receive, reply_arrays
-from fedsparse import messages, seeds
-from fedsparse.data import Dataset
+from clients.job import Job, Received, client_id, read_job, receive, reply_arrays
+from clients.program import Visit, program_of
+from fedsparse import messages
 from fedsparse.errors import DataError
-from fedsparse.sparsity import Mask
 from fedsparse.training import local, price
-from fedsparse.training.backend import LocalModel
 
 app = ClientApp()
 
@@ -28,38 +26,35 @@ def identify(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the received model on local data and return what it became."""
+    """Train the received model on local data and return what it became, as the plan says."""
     job = read_job(message, context)
+    program = program_of(job.plan.program)
     received = receive(job, message, memory.recall_mask(context, job))
     memory.remember_mask(context, received.mask)
-    model = job.backend.load(received.state, received.mask)
-    kept = job.config.client.keep_optimizer
-    trained = model.train(
-        job.data.train,
-        job.settings,
-        rng=seeds.stream(job.seed, job.plan.stream, job.client, "batches"),
-        lr=job.lr,
-        proximal_mu=job.plan.proximal_mu,
-        optimizer_state=memory.recall_optimizer(context, job, received.mask) if kept else None,
-    )
-    if kept:
-        memory.remember_optimizer(context, trained.slots(), received.mask)
+    outcome = program.train(Visit(job, received, context))
+    if outcome.mask is not received.mask:
+        memory.remember_mask(context, outcome.mask)
     content = RecordDict(
         {
-            messages.ARRAYS: reply_arrays(model.kept(), job, received),
-            messages.METRICS: train_metrics(job, received, trained),
+            messages.ARRAYS: reply_arrays(outcome.kept, outcome.mask, job, received),
+            messages.METRICS: train_metrics(job, received, outcome.trained, outcome.price),
         }
     )
-    if job.plan.grow and received.mask is not None:
-        content[messages.GROWTH] = largest_pruned_gradients(job, received.mask, model)
+    content.update(outcome.records)
     return Message(content, reply_to=message)
 
 
-def train_metrics(job: Job, received: Received, trained: local.Trained) -> MetricRecord:
-    """Return the figures of a training reply: samples, loss, arithmetic, memory."""
-    kept = None if received.mask is None else received.mask.layer_kept()
+def train_metrics(
+    job: Job, received: Received, trained: local.Trained, cost: price.Price | None = None
+) -> MetricRecord:
+    """Return the figures of a training reply: samples, loss, arithmetic, memory.
+
+    The last two are what the plan costs, unless `cost` says otherwise.
+    """
     samples = len(job.data.train.y)
-    cost = price.price(job.cost, job.config.client, job.plan, samples, kept)
+    if cost is None:
+        kept = None if received.mask is None else received.mask.layer_kept()
+        cost = price.price(job.cost, job.config.client, job.plan, samples, kept)
     return MetricRecord(
         {
             messages.EXAMPLES_KEY: samples,
@@ -71,36 +66,24 @@ def train_metrics(job: Job, received: Received, trained: local.Trained) -> Metri
     )
 
 
-def largest_pruned_gradients(job: Job, mask: Mask, model: LocalModel) -> ArrayRecord:
-    """Return FedTiny's top-a gradients of the scheduled layers, after local training."""
-    wanted = price.growth_samples(job.settings, job.plan, len(job.data.train.y))
-    batch = draw(job, wanted, "growth")
-    return growth_arrays(model.top_gradients(batch, job.plan.grow), mask)
-
-
-def draw(job: Job, samples: int, purpose: str) -> Dataset:
-    """Return a random part of the local training data."""
-    data = job.data.train
-    rng = seeds.stream(job.seed, job.plan.stream, job.client, purpose)
-    chosen = rng.permutation(len(data.y))[: samples or len(data.y)]
-    return Dataset(data.x[chosen], data.y[chosen], data.classes)
-
-
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Test the received model on the client's own held-out samples."""
+    """Test the model that this client would use on its own held-out samples."""
     job = read_job(message, context)
+    program = program_of(job.plan.program)
     received = receive(job, message, memory.recall_mask(context, job))
     if not len(job.data.test.y):
         raise DataError("this client has no test samples; raise data.client_test_fraction")
-    result = job.backend.load(received.state, received.mask).evaluate(job.data.test)
+    tested = program.test(Visit(job, received, context))
     metrics = MetricRecord(
         {
-            messages.EXAMPLES_KEY: result.samples,
-            "loss": result.loss,
-            "accuracy": result.accuracy,
+            messages.EXAMPLES_KEY: tested.result.samples,
+            "loss": tested.result.loss,
+            "accuracy": tested.result.accuracy,
         }
     )
+    if tested.flops:
+        metrics["train-flops"] = tested.flops
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
 
 
@@ -109,7 +92,7 @@ def score(message: Message, context: Context) -> Message:
     """Score every weight on one local batch (SSFL's mask, made by the clients)."""
     job = read_job(message, context)
     received = receive(job, message, None)
-    batch = draw(job, job.plan.samples, "score")
+    batch = job.draw(job.plan.samples, "score")
     return _answer(message, job, *selection.criterion_scores(job, received, batch))
 
 
@@ -121,7 +104,7 @@ def statistics(message: Message, context: Context) -> Message:
     if candidates is None:
         raise DataError(f"the message carries no candidates; send them as '{messages.CANDIDATES}'")
     memory.remember_candidates(context, candidates)
-    batch = draw(job, job.plan.samples, "development")
+    batch = job.draw(job.plan.samples, "development")
     return _answer(message, job, *selection.candidate_statistics(job, candidates, batch))
 
 
@@ -137,7 +120,7 @@ def losses(message: Message, context: Context) -> Message:
         job,
         candidates,
         records.get(messages.ARRAYS),
-        draw(job, job.plan.samples, "development"),
+        job.draw(job.plan.samples, "development"),
     )
     metrics = MetricRecord(
         {

@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from torch import nn
 
 from clients import client_app, memory
+from clients.growth import largest_pruned_gradients
 from clients.job import Job, Received, read_job, receive, reply_arrays
 from fedsparse import messages as protocol
 from fedsparse import seeds
@@ -70,7 +71,7 @@ def _read(message: Message, context: Context) -> _Asked | None:
         return None
     try:
         job = read_job(message, context)
-        if job.config.client.backend == "native":
+        if job.config.client.backend == "native" or job.plan.program or job.plan.part:
             return None
         received = receive(job, message, memory.recall_mask(context, job))
         member = _member(context, job, received)
@@ -120,7 +121,7 @@ def _reply(asked: _Asked, result: Result, device: torch.device) -> Message | Exc
     try:
         content = RecordDict(
             {
-                protocol.ARRAYS: reply_arrays(result.kept, job, received),
+                protocol.ARRAYS: reply_arrays(result.kept, received.mask, job, received),
                 protocol.METRICS: client_app.train_metrics(job, received, result.trained),
             }
         )
@@ -128,7 +129,7 @@ def _reply(asked: _Asked, result: Result, device: torch.device) -> Message | Exc
             module = job.model if device.type == "cpu" else _there(job.model, device)
             model = TorchModel(module, result.state, received.mask)
             with cohort.exact():
-                found = client_app.largest_pruned_gradients(job, received.mask, model)
+                found = largest_pruned_gradients(job, received.mask, model)
             content[protocol.GROWTH] = found
         memory.remember_mask(asked.context, received.mask)
         if job.config.client.keep_optimizer:

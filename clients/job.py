@@ -14,9 +14,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from torch import nn
 
-from fedsparse import data, messages, models, wire
+from fedsparse import data, messages, models, seeds, wire
 from fedsparse.config import ClientConfig, Config
-from fedsparse.data import ClientData
+from fedsparse.data import ClientData, Dataset
 from fedsparse.errors import ConfigError, ModelError
 from fedsparse.sparsity import Mask, ModelCost, State
 from fedsparse.training.backend import Backend
@@ -27,18 +27,31 @@ from fedsparse.training.price import settings_for
 class Job:
     """One message, read: who is asked, what for, with which model and data.
 
-    `shapes` are those of the prunable weights, by name.
+    `schema` is that of the tensors that travel.
     """
 
     config: Config
     plan: messages.Plan
     client: int
-    model: nn.Module
+    built: "Built"
     schema: wire.Schema
-    shapes: Mapping[str, tuple[int, ...]]
-    cost: ModelCost
     data: ClientData
     backend: Backend
+
+    @property
+    def model(self) -> nn.Module:
+        """The worker's module of this model; whoever uses it overwrites all of its state."""
+        return self.built.model
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the prunable weights, by name."""
+        return self.built.shapes
+
+    @property
+    def cost(self) -> ModelCost:
+        """Arithmetic and memory of the model, layer by layer."""
+        return self.built.cost
 
     @property
     def seed(self) -> int:
@@ -55,6 +68,23 @@ class Job:
         """This round's learning rate."""
         settings = self.config.client
         return settings.lr * settings.lr_decay ** max(0, self.plan.round - 1)
+
+    @property
+    def initial(self) -> State:
+        """The run's initial model, which every client knows by the seed; not to be changed."""
+        return _initial(*self.built.key, self.seed)
+
+    @property
+    def all_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of everything in the model's state, by name."""
+        return self.built.schema.shapes
+
+    def draw(self, samples: int, purpose: str) -> Dataset:
+        """Return a random part of the local training data; all of it for 0 samples."""
+        data = self.data.train
+        rng = seeds.stream(self.seed, self.plan.stream, self.client, purpose)
+        chosen = rng.permutation(len(data.y))[: samples or len(data.y)]
+        return Dataset(data.x[chosen], data.y[chosen], data.classes)
 
 
 @dataclass(frozen=True)
@@ -85,10 +115,8 @@ def read_job(message: Message, context: Context) -> Job:
         config=config,
         plan=plan,
         client=client,
-        model=built.model,
-        schema=built.schema,
-        shapes=built.shapes,
-        cost=built.cost,
+        built=built,
+        schema=built.part(plan.part),
         data=federated.client(client),
         backend=backend,
     )
@@ -105,15 +133,26 @@ def client_id(context: Context) -> int:
     return value
 
 
+Key = tuple[str, float, tuple[int, ...], int]
+"""Name and width of a model, shape of its input, and its classes."""
+
+
 @dataclass(frozen=True, eq=False)
-class _Built:
+class Built:
     """A model that a worker builds once, and what stays true of it."""
 
+    key: "Key"
     model: nn.Module
     schema: wire.Schema
     shapes: Mapping[str, tuple[int, ...]]
     cost: ModelCost
     counters: Mapping[str, torch.Tensor]
+
+    @lru_cache(maxsize=8)  # noqa: B019 - at most four models live
+    def part(self, rule: str) -> wire.Schema:
+        """Return the schema of a part of the model; raises ConfigError for an unknown one."""
+        names = models.part(self.model, rule)
+        return wire.Schema(tuple((name, self.schema.shape(name)) for name in names))
 
     def reset_counters(self) -> None:
         """Put back what no payload brings, such as BatchNorm's count of batches."""
@@ -123,7 +162,7 @@ class _Built:
 
 
 @lru_cache(maxsize=4)
-def _model(name: str, width: float, input_shape: tuple[int, ...], classes: int) -> _Built:
+def _model(name: str, width: float, input_shape: tuple[int, ...], classes: int) -> Built:
     model = models.build(name, input_shape=input_shape, classes=classes, width=width)
     if len(input_shape) == 3:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -131,11 +170,22 @@ def _model(name: str, width: float, input_shape: tuple[int, ...], classes: int) 
     state = model.state_dict()
     counters = {n: t.clone() for n, t in state.items() if not t.is_floating_point()}
     shapes = models.shapes(model, models.prunable(model))
-    return _Built(model, schema, shapes, cost, counters)
+    key = (name, width, input_shape, classes)
+    return Built(key, model, schema, shapes, cost, counters)
+
+
+@lru_cache(maxsize=2)
+def _initial(
+    name: str, width: float, input_shape: tuple[int, ...], classes: int, seed: int
+) -> State:
+    model = models.build_seeded(
+        name, input_shape=input_shape, classes=classes, width=width, seed=seed
+    )
+    return models.get_state(model)
 
 
 @lru_cache(maxsize=4)
-def _backend(built: _Built, input_shape: tuple[int, ...], settings: ClientConfig) -> Backend:
+def _backend(built: Built, input_shape: tuple[int, ...], settings: ClientConfig) -> Backend:
     return Backend(built.model, input_shape, settings)
 
 
@@ -167,29 +217,17 @@ def _decode(payload: bytes, schema: wire.Schema, held: Mask | None) -> wire.Deco
     return wire.decode(payload, schema, masks=() if held is None else (held,))
 
 
-def reply_arrays(kept: State, job: Job, received: Received) -> ArrayRecord:
+def reply_arrays(kept: State, mask: Mask | None, job: Job, received: Received) -> ArrayRecord:
     """Encode a trained model the way the received one came.
 
-    A sparse model goes back as values alone: the server holds the mask it sent.
+    A sparse model goes back as values alone where it has the mask that the server sent, else
+    with what differs.
     """
     if not received.sparse:
         return ArrayRecord({name: Array(np.asarray(value)) for name, value in kept.items()})
-    payload = wire.encode_kept(kept, job.schema, received.mask, values=job.plan.values)
-    return wire.pack(payload)
-
-
-def growth_arrays(found: Mapping[str, tuple[np.ndarray, np.ndarray]], mask: Mask) -> ArrayRecord:
-    """Encode the largest pruned gradients as a sparse payload over the grown layers.
-
-    The layers stand in the mask's order, whichever order they were asked for in.
-    """
-    state: State = {}
-    bits = {}
-    for name in (name for name in mask.names if name in found):
-        index, value = found[name]
-        dense = np.zeros(mask.shapes[name], np.float32)
-        dense.reshape(-1)[index] = value
-        chosen = np.zeros(mask.shapes[name], bool)
-        chosen.reshape(-1)[index] = True
-        state[name], bits[name] = dense, chosen
-    return wire.pack(wire.encode(state, mask=Mask.from_arrays(bits)))
+    values = job.plan.values
+    if mask == received.mask:
+        return wire.pack(wire.encode_kept(kept, job.schema, mask, values=values))
+    assert mask is not None
+    state, base = mask.spread(kept), received.mask
+    return wire.pack(wire.encode(state, mask=mask, mode="auto", base=base, values=values))

@@ -2,18 +2,22 @@
 
 The mask of the last model stays, so that the server need not send it again. Optimizer state
 is kept only where `client.keep_optimizer` asks for it; candidate models only between the two
-exchanges of BatchNorm selection.
+exchanges of BatchNorm selection. What a program keeps of its personal model lies under `own`.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 
-from flwr.app import ArrayRecord, Context
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context
 
 from clients.job import Job
 from fedsparse import messages, wire
 from fedsparse.sparsity import Mask, State
 
 OPTIMIZER = "optimizer"
+OWN = "own"
+NAMES = "names"
 MASK = "mask"
 
 
@@ -73,6 +77,29 @@ def _stored(mask: Mask) -> bytes:
 @lru_cache(maxsize=4)
 def _restored(content: bytes, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Mask:
     return wire.decode_mask(content, dict(shapes))
+
+
+def remember_state(context: Context, key: str, state: State, mask: Mask | None) -> None:
+    """Keep some of a model's tensors under a key; entries that the mask prunes are not stored."""
+    named = np.frombuffer("\n".join(state).encode(), np.uint8)
+    context.state[f"{OWN}.{key}"] = ArrayRecord(
+        {
+            NAMES: Array(named),  # one object for all clients, as the state's file holds it
+            **wire.pack(wire.encode(state, mask=mask)),
+        }
+    )
+
+
+def recall_state(
+    context: Context, key: str, shapes: Mapping[str, tuple[int, ...]]
+) -> wire.Decoded | None:
+    """Return what was kept under a key of a model with these shapes, or None."""
+    record = dict(context.state.array_records.get(f"{OWN}.{key}") or {})
+    if not record:
+        return None
+    names = record.pop(NAMES).numpy().tobytes().decode().splitlines()
+    schema = wire.Schema(tuple((name, shapes[name]) for name in names))
+    return wire.decode(wire.unpack(ArrayRecord(record)), schema)
 
 
 def remember_candidates(context: Context, candidates: ArrayRecord) -> None:

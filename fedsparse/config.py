@@ -284,7 +284,17 @@ def _nearest_key(key: str, known: list[str]) -> str:
 def _check_together(config: Config) -> None:
     """Refuse values that are each fine but do not go together."""
     fleet = config.fleet
-    if fleet.clients_per_round is not None and fleet.clients_per_round > fleet.clients:
+    if fleet.novel_clients >= fleet.clients:
+        raise ConfigError(
+            f"fleet.novel_clients = {fleet.novel_clients} leaves none of fleet.clients = "
+            f"{fleet.clients} to train; lower it"
+        )
+    if fleet.clients_per_round is not None and fleet.clients_per_round > fleet.training_clients:
+        if fleet.novel_clients:
+            raise ConfigError(
+                f"fleet.clients_per_round = {fleet.clients_per_round} is more than the "
+                f"{fleet.training_clients} clients that train; lower it or fleet.novel_clients"
+            )
         raise ConfigError(
             f"fleet.clients_per_round = {fleet.clients_per_round} is more than fleet.clients = "
             f"{fleet.clients}; lower it or register more clients"

@@ -47,6 +47,11 @@ class Plan:
     takes the place of the configuration's for a client with little memory. Random streams
     derive from `draw`, where it is not 0, in the place of the round: an asynchronous client may
     start several times in one.
+
+    `program` names what a client does with the model, plain training if unset, and `part` which
+    of its tensors travel, all if unset. Such a client holds `held` numbers beside what training
+    the model takes, and computes `work` times what plain training would; `budget` is the fraction
+    of the model that it may use at once.
     """
 
     round: int = 0
@@ -57,6 +62,11 @@ class Plan:
     samples: int = 0
     batch_size: int = 0
     draw: int = 0
+    program: str = ""
+    part: str = ""
+    held: int = 0
+    work: float = 1.0
+    budget: float = 1.0
 
     @property
     def stream(self) -> int:

@@ -20,6 +20,15 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "fedtiny": "strategies.fedtiny:FedTiny",
         "fedasync": "strategies.fedasync:FedAsync",
         "fedbuff": "strategies.fedbuff:FedBuff",
+        "finetune": "strategies.finetune:FineTune",
+        "local": "strategies.local_only:LocalOnly",
+        "fedper": "strategies.fedper:FedPer",
+        "lg-fedavg": "strategies.lg_fedavg:LgFedAvg",
+        "fedbn": "strategies.fedbn:FedBn",
+    },
+    "programs": {
+        "finetune": "clients.finetune:FineTune",
+        "split": "clients.split:Split",
     },
     "models": {
         "mlp": "fedsparse.models.small:mlp",
@@ -43,7 +52,12 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-SINGULAR = {"strategies": "strategy", "models": "model", "datasets": "dataset"}
+SINGULAR = {
+    "strategies": "strategy",
+    "programs": "program of clients",
+    "models": "model",
+    "datasets": "dataset",
+}
 CALLED_WITH = {"models": "(input_shape, classes, width)", "datasets": "(config, seed)"}
 
 

@@ -117,6 +117,9 @@ class FleetConfig(Section):
     clients_per_round: int | None = Field(
         default=None, ge=1, description="drawn anew each round; all if unset"
     )
+    novel_clients: int = Field(
+        default=0, ge=0, description="of them, the last so many never train, and are tested"
+    )
     min_replies: Finite = Field(
         default=0.5, gt=0, le=1, description="least fraction that must reply"
     )
@@ -140,6 +143,11 @@ class FleetConfig(Section):
     network_trace: str | None = Field(default=None, description="bandwidth over time, a CSV file")
     device_trace: str | None = Field(default=None, description="speeds by client, CSV or JSON")
     availability_trace: str | None = Field(default=None, description="hours by client, CSV or JSON")
+
+    @property
+    def training_clients(self) -> int:
+        """How many clients take part in training: the first of them."""
+        return self.clients - self.novel_clients
 
 
 class EngineConfig(Section):

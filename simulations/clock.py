@@ -7,7 +7,7 @@ the server itself takes is not counted.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ from strategies.addressing import (
     round_size,
 )
 from strategies.replies import Reader
-from strategies.seats import Kept, Seat
+from strategies.seats import Kept, KeptOf, Seat, kept_for
 from strategies.task import Task
 from strategies.trips import Trip
 
@@ -65,7 +65,7 @@ class ClockedGrid(MeteredGrid):
     # -- who is asked -----------------------------------------------------------------
 
     def cohort(
-        self, round_number: int, plan: Plan, kept: Kept | None, fits: frozenset[str]
+        self, round_number: int, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]
     ) -> dict[int, Seat]:
         """Return a round's clients with their seats: those that are there and hold the training.
 
@@ -78,7 +78,9 @@ class ClockedGrid(MeteredGrid):
         self._offers, self._plan = {}, plan
         self._refused = self.enrolment.refused(plan, kept, fits)
         wanted = round_size(config.fleet)
-        asked = min(config.fleet.clients, math.ceil(wanted * (1 + config.fleet.over_selection)))
+        asked = min(
+            config.fleet.training_clients, math.ceil(wanted * (1 + config.fleet.over_selection))
+        )
         enough = self._enough(f"round {round_number}", self._refused)
         began = self.now
         while True:
@@ -100,10 +102,15 @@ class ClockedGrid(MeteredGrid):
         return enough
 
     def _drawn(
-        self, round_number: int, asked: int, plan: Plan, kept: Kept | None, fits: frozenset[str]
+        self,
+        round_number: int,
+        asked: int,
+        plan: Plan,
+        kept: Kept | KeptOf | None,
+        fits: frozenset[str],
     ) -> dict[int, Seat]:
         """Draw clients until enough are found, or all, or very many, were looked at."""
-        clients = self.task.config.fleet.clients
+        clients = self.task.config.fleet.training_clients
         seed = self.task.config.run.seed
         rng = seeds.stream(seed, round_number, seeds.SERVER, "more clients")
         sized = self.task.config.fleet.model_copy(update={"clients_per_round": asked})
@@ -124,7 +131,9 @@ class ClockedGrid(MeteredGrid):
             draw = list(fresh) or ([] if more is not None else draw[:1])
         return seats
 
-    def seat(self, client: int, plan: Plan, kept: Kept | None, fits: frozenset[str]) -> Seat | None:
+    def seat(
+        self, client: int, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]
+    ) -> Seat | None:
         """Return a client's seat if it is there now and holds the training."""
         if not self.fleet.device(client).available(self.now):
             return None
@@ -132,7 +141,7 @@ class ClockedGrid(MeteredGrid):
         if offer is None:
             return None
         seat, price = offer
-        counts = self.enrolment.counts(kept, seat.share)
+        counts = self.enrolment.counts(kept_for(kept, client), seat.share)
         self._offers[client] = price, self.enrolment.density(counts)
         return seat
 
@@ -337,7 +346,7 @@ class ClockedGrid(MeteredGrid):
         """Each client's last trip since the figures were last read."""
         return {trip.client: trip for trip in self._trips}
 
-    def figures(self, kept: Kept | None, fits: frozenset[str]) -> dict[str, Any]:
+    def figures(self, kept: Kept | KeptOf | None, fits: frozenset[str]) -> dict[str, Any]:
         """Return the clock, the energy of the trips since the last call, and who is refused."""
         seen, self._trips = self._trips, []
         waited, self._waited = self._waited, 0.0
@@ -351,9 +360,21 @@ class ClockedGrid(MeteredGrid):
             "clients_refused": refused,
         }
 
-    def describe(self, kept: Kept | None, fits: frozenset[str]) -> dict[str, Any]:
+    def describe(
+        self, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]
+    ) -> dict[str, Any]:
         """Return what `devices.json` says: the mixture, who is refused, memory by method."""
-        return devices_json(self.enrolment, Plan(), kept, fits)
+        return devices_json(self.enrolment, plan, kept, fits)
+
+    def budget(
+        self,
+        client: int,
+        plan: Plan,
+        kept_of: Callable[[float], Kept | None],
+        choices: Sequence[float],
+    ) -> float | None:
+        """Return the largest of some budgets that fits a client's device; None for none."""
+        return self.enrolment.budget(client, plan, kept_of, choices)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the clock needs to go on from here."""

@@ -6,7 +6,7 @@ it is drawn, all of them as columns.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from fedsparse.devices import Device, Fleet
 from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
+from fedsparse.sparsity.cost import VALUE_BYTES
 from fedsparse.training.price import Price, price
-from strategies.seats import FULL, Demands, Kept, Seat, erk_counts, shared_counts
+from strategies.seats import FULL, Demands, Kept, KeptOf, Seat, erk_counts, kept_for, shared_counts
 from strategies.task import Task
 
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
@@ -59,10 +60,12 @@ class Enrolment:
 
     # -- one client -------------------------------------------------------------------
 
-    def price(self, client: int, plan: Plan, kept: Kept | None, seat: Seat = FULL) -> Price:
+    def price(
+        self, client: int, plan: Plan, kept: Kept | KeptOf | None, seat: Seat = FULL
+    ) -> Price:
         """Return what a round costs a client in a seat."""
         samples = self.task.data.train_samples(client)
-        return self._price(samples, plan, kept, seat)
+        return self._price(samples, plan, kept_for(kept, client), seat)
 
     def density(self, kept: Kept | None) -> float:
         """Return the density that a device computes at: kept FLOPs over dense FLOPs."""
@@ -70,10 +73,10 @@ class Enrolment:
         return float(cost.flops_of(kept) / cost.flops_of(None))
 
     def seat(
-        self, client: int, plan: Plan, kept: Kept | None, fits: frozenset[str]
+        self, client: int, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]
     ) -> tuple[Seat, Price] | None:
         """Return the largest seat whose training the client's device holds; None for none."""
-        device = self.fleet.device(client)
+        device, kept = self.fleet.device(client), kept_for(kept, client)
         for seat in self.seats(fits):
             cost = self.price(client, plan, kept, seat)
             if self._holds(device, cost, seat, kept):
@@ -113,14 +116,40 @@ class Enrolment:
         """Return the weights that a seat of a share keeps by layer; None for all of them."""
         return kept if share >= 1 else shared_counts(kept or self.whole, share)
 
+    def budget(
+        self,
+        client: int,
+        plan: Plan,
+        kept_of: Callable[[float], Kept | None],
+        choices: Sequence[float],
+    ) -> float | None:
+        """Return the largest of some budgets whose training the client's device holds.
+
+        `kept_of` says which weights a budget keeps at most. With `fleet.deadline`, fetching the
+        kept values, training them and sending them must take no longer. None for none.
+        """
+        device = self.fleet.device(client)
+        deadline = self.task.config.fleet.deadline or math.inf
+        for share in sorted(choices, reverse=True):
+            kept = kept_of(share)
+            cost = self.price(client, plan, kept)
+            if not self._holds(device, cost, FULL, kept):
+                continue
+            size = VALUE_BYTES * sum((kept or self.whole).values())
+            seconds = compute_seconds(device, cost, self.density(kept), cost.flops)
+            travel = device.download_seconds(size, 0.0) + device.upload_seconds(size, 0.0)
+            if seconds + travel <= deadline:
+                return share
+        return None
+
     # -- all clients ------------------------------------------------------------------
 
-    def refused(self, plan: Plan, kept: Kept | None, fits: frozenset[str]) -> int:
+    def refused(self, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]) -> int:
         """Return how many clients of the fleet hold the training in no seat."""
         *_, least = self.seats(fits)
         return int(np.count_nonzero(self._reason(plan, kept, least)))
 
-    def refusals(self, plan: Plan, kept: Kept | None, fits: frozenset[str]) -> Refusals:
+    def refusals(self, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]) -> Refusals:
         """Return who is refused and why, and who gets a smaller seat, counted over the fleet."""
         columns = self.fleet.columns()
         reasons = np.zeros(self.fleet.clients, np.int8)
@@ -146,28 +175,40 @@ class Enrolment:
             reduced,
         )
 
-    def _reason(self, plan: Plan, kept: Kept | None, seat: Seat) -> NDArray[np.int8]:
+    def _reason(self, plan: Plan, kept: Kept | KeptOf | None, seat: Seat) -> NDArray[np.int8]:
         """Return 0 for each client that holds the seat's training, or what it lacks: 1, 2, 3."""
         reasons = np.zeros(self.fleet.clients, np.int8)
         for code, (wanted, there) in reversed(list(enumerate(self._needs(plan, kept, seat), 1))):
             reasons[wanted > there] = code
         return reasons
 
-    def _needs(self, plan: Plan, kept: Kept | None, seat: Seat) -> list[tuple[Floats, Floats]]:
+    def _needs(
+        self, plan: Plan, kept: Kept | KeptOf | None, seat: Seat
+    ) -> list[tuple[Floats, Floats]]:
         """Return what a seat takes and what there is, by client: memory, storage, battery."""
         columns, profiles = self.fleet.columns(), self.fleet.profiles
-        prices = [self._price(int(size), plan, kept, seat) for size in self._sizes]
+        if callable(kept):
+            every = range(self.fleet.clients)
+            prices = [self.price(client, plan, kept, seat) for client in every]
+            place = np.arange(self.fleet.clients)
+            densities = [self.density(self.counts(kept(client), seat.share)) for client in every]
+        else:
+            prices = [self._price(int(size), plan, kept, seat) for size in self._sizes]
+            place = self._place
+            densities = [self.density(self.counts(kept, seat.share))]
         memory, storage, flops, dense = (
-            np.array(column, float)[self._place]
+            np.array(column, float)[place]
             for column in zip(
                 *((p.memory.total, p.memory.parameters, p.flops, p.dense_flops) for p in prices),
                 strict=True,
             )
         )
-        density = self.density(self.counts(kept, seat.share))
-        relative = np.array([profile.relative_speed(density) for profile in profiles])
+        known = {d: [p.relative_speed(d) for p in profiles] for d in dict.fromkeys(densities)}
+        speeds = np.array([known[density] for density in densities])
+        which = np.arange(self.fleet.clients) if callable(kept) else 0
+        relative = speeds[which, columns.profile]
         watts = np.array([profile.compute_watts for profile in profiles])[columns.profile]
-        work = (flops - dense) / relative[columns.profile] + dense
+        work = (flops - dense) / relative + dense
         joules = watts * work / columns.dense_flops
         return [
             (memory, columns.memory_bytes),

@@ -18,7 +18,7 @@ from fedsparse.messages import Plan
 from simulations import flower_internals as internals
 from simulations.clock import ClockedGrid
 from simulations.departures import Departure
-from strategies.seats import Kept, Seat
+from strategies.seats import Kept, KeptOf, Seat
 from strategies.trips import Trip
 
 LOOKS = 1000
@@ -52,13 +52,18 @@ class EventGrid(ClockedGrid):
         """The trip whose reply was pulled last."""
 
     def next_client(
-        self, start: int, plan: Plan, kept: Kept | None, fits: frozenset[str], busy: Collection[int]
+        self,
+        start: int,
+        plan: Plan,
+        kept: Kept | KeptOf | None,
+        fits: frozenset[str],
+        busy: Collection[int],
     ) -> tuple[int, Seat] | None:
         """Return the client of start number `start` with its seat, None when none is there now.
 
         Of a large fleet, a thousand clients that are free are looked at, at most.
         """
-        clients, self._plan = self.task.config.fleet.clients, plan
+        clients, self._plan = self.task.config.fleet.training_clients, plan
         rng = seeds.stream(self.task.config.run.seed, start, seeds.SERVER, "starts")
         if clients <= LOOKS + len(busy):
             draws: Iterable[Any] = rng.permutation(clients)

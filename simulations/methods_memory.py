@@ -16,6 +16,7 @@ from fedsparse.sparsity.cost import MemoryCost
 from fedsparse.training.price import optimizer_of
 from simulations.enrolment import Enrolment
 from strategies.fedtiny import FedTinySettings
+from strategies.seats import Kept, KeptOf
 from strategies.task import Task
 
 PAPER = FedTinySettings()
@@ -26,7 +27,7 @@ USUAL_DENSITY = 0.1
 
 
 def devices_json(
-    enrolment: Enrolment, plan: Plan, kept: Mapping[str, int] | None, fits: frozenset[str]
+    enrolment: Enrolment, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]
 ) -> dict[str, Any]:
     """Return the fleet's mixture, who is refused or given less, and memory by method, in bytes."""
     fleet, refused = enrolment.fleet, enrolment.refusals(plan, kept, fits)
@@ -40,7 +41,10 @@ def devices_json(
         "refused_by_profile": refused.profiles,
         "reduced": refused.reduced,
         "memory_by_method": {
-            label: asdict(memory) for label, memory in memory_by_method(enrolment, kept).items()
+            label: asdict(memory)
+            for label, memory in memory_by_method(
+                enrolment, None if callable(kept) else kept
+            ).items()
         },
     }
 

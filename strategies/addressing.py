@@ -19,6 +19,7 @@ from fedsparse.config import FleetConfig
 from fedsparse.errors import GridError
 from strategies.added import AddedUp
 from strategies.replies import Reader
+from strategies.seats import Kept, KeptOf
 from strategies.trips import Trip
 
 POLL_SECONDS = 0.5
@@ -124,7 +125,7 @@ def _told(reply: Message) -> int | None:
 
 def round_size(fleet: FleetConfig) -> int:
     """Return how many clients a round wants: all, unless the configuration says fewer."""
-    return fleet.clients_per_round or fleet.clients
+    return fleet.clients_per_round or fleet.training_clients
 
 
 def least_replies(asked: int, least: float) -> int:
@@ -137,11 +138,11 @@ def cohort(fleet: FleetConfig, seed: int, round_number: int) -> list[int]:
 
     Two strategies with one seed see the same clients in each round.
     """
-    size = round_size(fleet)
-    if size >= fleet.clients:
-        return list(range(fleet.clients))
+    size, clients = round_size(fleet), fleet.training_clients
+    if size >= clients:
+        return list(range(clients))
     rng = seeds.stream(seed, round_number, seeds.SERVER, "clients")
-    return sorted(int(c) for c in rng.choice(fleet.clients, size, replace=False))
+    return sorted(int(c) for c in rng.choice(clients, size, replace=False))
 
 
 @dataclass
@@ -184,11 +185,13 @@ class MeteredGrid(Grid):
         """Each client's trip since `figures` was last read, on the simulated clock."""
         return {}
 
-    def describe(self, kept: Mapping[str, int] | None, fits: frozenset[str]) -> Any:
+    def describe(
+        self, plan: messages.Plan, kept: Kept | KeptOf | None, fits: frozenset[str]
+    ) -> Any:
         """Return what is to be said of the devices; None without any."""
         return None
 
-    def figures(self, kept: Mapping[str, int] | None, fits: frozenset[str]) -> dict[str, Any]:
+    def figures(self, kept: Kept | KeptOf | None, fits: frozenset[str]) -> dict[str, Any]:
         """Return the clock's figures of the round that has ended."""
         return {
             "simulated_seconds": None,

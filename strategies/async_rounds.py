@@ -5,7 +5,7 @@ run folder, checkpoints and figures are those of the round loop.
 """
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol, cast
 
 from flwr.app import Message
@@ -17,7 +17,7 @@ from strategies.addressing import Traffic
 from strategies.asynchronous import AsyncStrategy, Landing
 from strategies.base import average
 from strategies.rounds import RoundLoop, Row
-from strategies.seats import Seat
+from strategies.seats import Kept, KeptOf, Seat
 from strategies.trips import Trip
 
 LEAST_OUTCOMES = 20
@@ -33,7 +33,7 @@ class EventQueue(Protocol):
         self,
         start: int,
         plan: Plan,
-        kept: Mapping[str, int] | None,
+        kept: Kept | KeptOf | None,
         fits: frozenset[str],
         busy: Collection[int],
     ) -> tuple[int, Seat] | None:

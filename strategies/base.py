@@ -6,7 +6,7 @@ mask (`aggregate`). It is a Flower `Strategy`, and runs in Flower's loop as in o
 checkpoints and figures.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +26,7 @@ from strategies.addressing import Directory, MeteredGrid, cohort, least_replies,
 from strategies.held import HeldMasks
 from strategies.replies import Reader
 from strategies.replies import Reply as Reply
-from strategies.seats import FULL, Demands, Seat, erk_counts, submask
+from strategies.seats import FULL, Demands, Kept, KeptOf, Seat, erk_counts, submask
 from strategies.sums import Tally, adds_up, mean_of
 from strategies.sums import weighted_mean as weighted_mean
 from strategies.task import Task
@@ -54,6 +54,15 @@ class SparseStrategy(Strategy):
     sparser = "--set strategy.density={}"
     """How a smaller density is asked for."""
 
+    program = ""
+    """What clients do with the model, by the registered name; plain training if unset."""
+
+    part = ""
+    """Which of the model's tensors travel, as `fedsparse.models.part` names them; all if unset."""
+
+    global_model = True
+    """Whether the server's state is a model of use: one that is tested and reported."""
+
     def __init__(self, task: Task) -> None:
         self.task = task
         self.settings: Any = self.Settings.model_validate(task.config.strategy)
@@ -65,6 +74,7 @@ class SparseStrategy(Strategy):
         self.seats: dict[int, Seat] = {}
         self.tally: Tally | None = None
         """Sums of the round's models, where nothing more than their mean is wanted."""
+        self.schema = task.part(self.part)
         self._parts: dict[float, Mask | None] = {}
         self._check_fit()
 
@@ -84,7 +94,7 @@ class SparseStrategy(Strategy):
 
     def plan(self, round_number: int) -> Plan:
         """Return what is asked of the clients in this round."""
-        return Plan(round=round_number, values=self.settings.values)
+        return self.own_plan(round_number)
 
     @adds_up
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
@@ -99,14 +109,27 @@ class SparseStrategy(Strategy):
                 numbers[seat.share] = masks.setdefault(self.mask_of(client), len(masks))
             if number := numbers[seat.share]:
                 places[client] = number
-        return Reader(self.task.schema, tuple(masks), places)
+        return Reader(self.schema, tuple(masks), places)
 
     def demands(self, density: float) -> Demands:
         """Return what this method will ask of clients at a density, its heaviest rounds included.
 
         A fleet of which no client holds one of these is refused before the first round.
         """
-        return [(Plan(), erk_counts(self.task, density))]
+        return [(self.own_plan(1), erk_counts(self.task, density))]
+
+    def budget_of(self, client: int) -> float:
+        """Return the fraction of the model that a client may use at once."""
+        return 1.0
+
+    def mask_to_test(self, client: int) -> Mask | None:
+        """Return the mask of the model that a client is sent for its own test."""
+        return self.mask
+
+    @property
+    def mask_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The tensors that masks cover, with their shapes."""
+        return self.task.shapes
 
     @property
     def adds_up(self) -> bool:
@@ -129,17 +152,24 @@ class SparseStrategy(Strategy):
         """Continue from what `state_dict` returned."""
         self.state = saved["state"]
         packed = saved["mask"]
-        self.mask = None if packed is None else Mask.from_packed(self.task.shapes, packed)
-        self.held.load_state_dict(saved["held"], self.task.shapes)
+        self.mask = None if packed is None else Mask.from_packed(self.mask_shapes, packed)
+        self.held.load_state_dict(saved["held"], self.mask_shapes)
 
     @property
     def density(self) -> float:
         """The kept fraction of the prunable weights."""
         return 1.0 if self.mask is None else self.mask.density
 
+    @property
+    def layer_density(self) -> dict[str, float]:
+        """The kept fraction by prunable tensor."""
+        if self.mask is None:
+            return dict.fromkeys(self.task.prunable, 1.0)
+        return self.mask.layer_density()
+
     def arrays(self) -> ArrayRecord:
         """Return the model as it is sent to a client that knows nothing yet."""
-        return wire.pack(wire.encode(self.state, mask=self.mask, values=self.settings.values))
+        return wire.pack(wire.encode(self.shared, mask=self.mask, values=self.settings.values))
 
     # -- Flower's seams ---------------------------------------------------------------
 
@@ -184,8 +214,10 @@ class SparseStrategy(Strategy):
     ) -> Iterable[Message]:
         """Ask clients to test the model on their own samples."""
         fleet = self.task.config.fleet
-        clients = list(range(min(fleet.clients, fleet.evaluate_clients)))
-        return self.ask_with_model(clients, messages.EVALUATE, Plan(round=server_round))
+        trained = range(min(fleet.training_clients, fleet.evaluate_clients))
+        novel = range(fleet.training_clients, fleet.clients)[: fleet.evaluate_clients]
+        clients = [*trained, *novel]
+        return self.ask_with_model(clients, messages.EVALUATE, self.own_plan(server_round))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -215,8 +247,17 @@ class SparseStrategy(Strategy):
 
     # -- for methods ------------------------------------------------------------------
 
-    def kept(self) -> dict[str, int] | None:
-        """Return the kept weights by layer; None while the model is dense."""
+    @property
+    def shared(self) -> State:
+        """The tensors that travel."""
+        return {name: self.state[name] for name in self.schema.names} if self.part else self.state
+
+    def own_plan(self, round_number: int) -> Plan:
+        """Return a plan with this method's program and part."""
+        return Plan(round_number, self.settings.values, program=self.program, part=self.part)
+
+    def kept(self) -> Kept | KeptOf | None:
+        """Return the kept weights by layer, or how to find a client's; None for a dense model."""
         return None if self.mask is None else self.mask.layer_kept()
 
     def choose(self, grid: Grid, round_number: int, plan: Plan) -> dict[int, Seat]:
@@ -241,19 +282,24 @@ class SparseStrategy(Strategy):
     def mean(self, replies: Sequence[Reply]) -> State:
         """Return the average model, weight by weight where clients trained unlike parts of it."""
         if self.tally is not None:
-            return self.tally.mean(self.state, self.mask)
-        return mean_of(replies, self.state, self.mask)
+            mean = self.tally.mean(self.shared, self.mask)
+        else:
+            mean = mean_of(replies, self.shared, self.mask)
+        return {**self.state, **mean} if self.part else mean
 
     def note_held(self, good: Sequence[int]) -> None:
         """Note who of those asked to train has shown to hold its mask."""
         replied = set(good)
-        for mask, clients in self._by_mask(self.seats).items():
+        for mask, clients in self.by_mask(self.seats).items():
             self.held.replied(mask, clients, [c for c in clients if c in replied])
 
-    def _by_mask(self, clients: Iterable[int]) -> dict[Mask | None, list[int]]:
+    def by_mask(
+        self, clients: Iterable[int], mask_of: Callable[[int], Mask | None] | None = None
+    ) -> dict[Mask | None, list[int]]:
+        """Return clients by the mask under which each trains, or by another rule's."""
         groups: dict[Mask | None, list[int]] = {}
         for client in clients:
-            groups.setdefault(self.mask_of(client), []).append(client)
+            groups.setdefault((mask_of or self.mask_of)(client), []).append(client)
         return groups
 
     def ask(
@@ -275,22 +321,23 @@ class SparseStrategy(Strategy):
         assert self.directory is not None
         clients, training = list(clients), kind == messages.TRAIN
         seats = self.seats if training else {}
-        groups = self._by_mask(clients) if training else {self.mask: clients}
+        groups = self.by_mask(clients, self.mask_of if training else self.mask_to_test)
         records: dict[int, ArrayRecord] = {}
         for mask, members in groups.items():
-            records |= self.held.records(self.state, mask, members, self.settings.values)
-        configs: dict[int, ConfigRecord] = {}
-        contents: dict[tuple[int, int], RecordDict] = {}
+            records |= self.held.records(self.shared, mask, members, self.settings.values)
+        configs: dict[tuple[int, float], ConfigRecord] = {}
+        contents: dict[tuple[int, int, float], RecordDict] = {}
         asked = []
         for client in clients:
             size = seats.get(client, FULL).batch_size or plan.batch_size
-            if size not in configs:
-                seated = replace(plan, batch_size=size)
-                configs[size] = messages.write_config(self.task.config, seated)
-            alike = id(records[client]), size
+            own = size, self.budget_of(client)
+            if own not in configs:
+                seated = replace(plan, batch_size=size, budget=own[1])
+                configs[own] = messages.write_config(self.task.config, seated)
+            alike = id(records[client]), *own
             if alike not in contents:
                 contents[alike] = RecordDict(
-                    {messages.ARRAYS: records[client], messages.CONFIG: configs[size]}
+                    {messages.ARRAYS: records[client], messages.CONFIG: configs[own]}
                 )
             asked.append(Message(contents[alike], self.directory.node_of[client], kind))
         return asked

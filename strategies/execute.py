@@ -7,6 +7,7 @@ checkpoint to its summary.
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -20,7 +21,7 @@ from strategies import foreign
 from strategies.addressing import Directory, MeteredGrid
 from strategies.async_rounds import AsyncLoop
 from strategies.asynchronous import AsyncStrategy
-from strategies.base import SparseStrategy
+from strategies.base import SparseStrategy, average
 from strategies.rounds import RoundLoop
 from strategies.task import Task
 
@@ -94,7 +95,8 @@ def check_clock(config: Config, strategy: Strategy) -> None:
 def summarise(config: Config, folder: RunFolder) -> dict[str, object]:
     """Return the run's headline figures, summed over its rounds.
 
-    Bytes are those of the clients' last test, too, which belongs to no round.
+    Bytes and FLOPs are those of the clients' last test, too, which belongs to no round: some
+    methods train their personal models for it.
     Simulated time and energy need a device model; they are null without one. What it took
     to the target accuracy is null where that was not reached, or none was set.
     """
@@ -113,15 +115,42 @@ def summarise(config: Config, folder: RunFolder) -> dict[str, object]:
         "density": last["density"],
         "bytes_up": sum(row["bytes_up"] for row in sent),
         "bytes_down": sum(row["bytes_down"] for row in sent),
-        "train_flops": sum(row["train_flops"] for row in rows),
+        "train_flops": sum(row["train_flops"] or 0.0 for row in sent),
         "peak_client_memory_bytes": max(row["peak_client_memory_bytes"] for row in rows),
         "wall_seconds": sum(row["seconds"] for row in rows),
         "simulated_seconds": last.get("simulated_seconds"),
         "energy_joules": _energy(rows),
         "clients_refused": min(row.get("clients_refused", 0) for row in rows),
         **to_target(rows, config.run.target_accuracy),
+        **of_clients(sent[len(rows) :], config.fleet),
         "run": str(folder.path),
     }
+
+
+def of_clients(tests: Sequence[Row], fleet: FleetConfig) -> dict[str, object]:
+    """Return how well the model that each client uses does on the client's own samples.
+
+    The mean over clients by their samples, and the 10th percentile of clients; of those that
+    never train, if there are any, apart.
+    """
+    good = [row for row in tests if row["status"] == "ok" and row["accuracy"] is not None]
+    trained = [row for row in good if row["client"] < fleet.training_clients]
+    found: dict[str, object] = {
+        "accuracy_personal_mean": _mean_accuracy(trained),
+        "accuracy_personal_p10": (
+            float(np.percentile([row["accuracy"] for row in trained], 10)) if trained else None
+        ),
+    }
+    if fleet.novel_clients:
+        novel = [row for row in good if row["client"] >= fleet.training_clients]
+        found["accuracy_novel_mean"] = _mean_accuracy(novel)
+    return found
+
+
+def _mean_accuracy(tests: Sequence[Row]) -> float | None:
+    if not tests:
+        return None
+    return average([row["accuracy"] for row in tests], [row["examples"] for row in tests])
 
 
 def to_target(rows: Sequence[Row], target: float | None) -> dict[str, object]:

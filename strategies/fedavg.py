@@ -4,6 +4,7 @@ The dense baseline: every weight is trained, sent and counted.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,8 @@ class FedAvg(SparseStrategy):
         super().__init__(task)
         if self.settings.density != 1.0:
             raise ConfigError(
-                f"strategy.density = {self.settings.density:g}: fedavg is dense; leave density "
-                "out, or choose strategy.name = static"
+                f"strategy.density = {self.settings.density:g}: {self.settings.name} is dense; "
+                "leave density out, or choose strategy.name = static"
             )
         if self.settings.pretrain_epochs:
             _ = task.public
@@ -54,7 +55,7 @@ class FedAvg(SparseStrategy):
 
     def plan(self, round_number: int) -> Plan:
         """Ask for plain training, with the proximal term if set."""
-        return Plan(round_number, self.settings.values, self.settings.proximal_mu)
+        return replace(self.own_plan(round_number), proximal_mu=self.settings.proximal_mu)
 
     @adds_up
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:

@@ -50,6 +50,11 @@ def make(task: Task) -> Strategy:
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         raise ConfigError(f"strategy.name = '{section['name']}' is no Flower Strategy class")
     _check_unused(section)
+    if task.config.fleet.novel_clients:
+        raise ConfigError(
+            f"fleet.novel_clients: strategy '{section['name']}' draws from all nodes by itself; "
+            "leave it out, or choose a strategy of fedsparse"
+        )
     extra = {k: v for k, v in section.items() if k not in StrategySettings.model_fields}
     _check_numbers(cls, extra)
     try:

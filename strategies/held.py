@@ -46,7 +46,7 @@ class HeldMasks:
         """Return each distinct mask once, and who holds it."""
         place = {mask: i for i, mask in enumerate(dict.fromkeys(self._of.values()))}
         return {
-            "masks": [dict(mask.packed) for mask in place],
+            "masks": [wire.encode_mask(mask) for mask in place],
             "clients": {str(client): place[mask] for client, mask in self._of.items()},
         }
 
@@ -54,5 +54,5 @@ class HeldMasks:
         self, saved: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         """Continue from what `state_dict` returned."""
-        masks = [Mask.from_packed(shapes, packed) for packed in saved["masks"]]
+        masks = [wire.decode_mask(content, shapes) for content in saved["masks"]]
         self._of = {int(client): masks[i] for client, i in saved["clients"].items()}

@@ -28,6 +28,7 @@ from strategies.addressing import MeteredGrid, Traffic
 from strategies.base import SparseStrategy, average, one_line
 from strategies.replies import Reader
 from strategies.row_writer import RowWriter, tested
+from strategies.seats import Kept, KeptOf
 from strategies.task import Task
 
 Row = dict[str, Any]
@@ -66,14 +67,36 @@ class RoundLoop:
         return self.strategy.mask if isinstance(self.strategy, SparseStrategy) else None
 
     @property
-    def kept(self) -> dict[str, int] | None:
-        """Kept weights by layer; None for a dense model."""
+    def plan(self) -> Plan:
+        """What the strategy asks of clients in a usual round."""
+        return self.strategy.own_plan(1) if isinstance(self.strategy, SparseStrategy) else Plan()
+
+    @property
+    def kept(self) -> Kept | KeptOf | None:
+        """Kept weights by layer, or how to find a client's; None for a dense model."""
         return self.strategy.kept() if isinstance(self.strategy, SparseStrategy) else None
+
+    @property
+    def density(self) -> float:
+        """The kept fraction of the prunable weights."""
+        return self.strategy.density if isinstance(self.strategy, SparseStrategy) else 1.0
+
+    @property
+    def layer_density(self) -> dict[str, float]:
+        """The kept fraction by layer."""
+        if isinstance(self.strategy, SparseStrategy):
+            return self.strategy.layer_density
+        return dict.fromkeys(self.task.prunable, 1.0)
 
     @property
     def fits(self) -> frozenset[str]:
         """What the strategy allows to make smaller for a client with little memory."""
         return self.strategy.fits if isinstance(self.strategy, SparseStrategy) else frozenset()
+
+    @property
+    def global_model(self) -> bool:
+        """Whether there is a global model to test."""
+        return not isinstance(self.strategy, SparseStrategy) or self.strategy.global_model
 
     @property
     def state(self) -> State:
@@ -122,7 +145,7 @@ class RoundLoop:
 
     def describe_fleet(self) -> None:
         """Write down which devices there are and which of them cannot take part."""
-        found = self.grid.describe(self.kept, self.fits)
+        found = self.grid.describe(self.plan, self.kept, self.fits)
         if found is not None:
             self.folder.write_json("devices.json", found)
             if refused := sum(found["refused"].values()):
@@ -238,10 +261,8 @@ class RoundLoop:
             "train_loss": (
                 average([r["loss"] for r in told], [r["examples"] for r in told]) if told else None
             ),
-            "density": mask.density if mask else 1.0,
-            "layer_density": (
-                mask.layer_density() if mask else dict.fromkeys(self.task.prunable, 1.0)
-            ),
+            "density": self.density,
+            "layer_density": self.layer_density,
             "mask_change": mask.hamming(before) if mask and before else 0,
             "bytes_up": traffic.bytes_up,
             "bytes_down": traffic.bytes_down,
@@ -256,7 +277,8 @@ class RoundLoop:
             **self.grid.figures(self.kept, self.fits),
             **more,
         }
-        self.writer.start(row, self.task.test_of(self.state, self.mask) if due else None)
+        test = self.task.test_of(self.state, self.mask) if due and self.global_model else None
+        self.writer.start(row, test)
 
     def write(self, row: Row) -> None:
         """Append a whole row and show it."""

@@ -5,7 +5,7 @@ kept weights of largest magnitude.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from strategies.task import Task
 
 Kept = Mapping[str, int]
 """Kept weights by layer."""
+
+KeptOf = Callable[[int], Kept | None]
+"""Kept weights by layer of a client, where clients have masks of their own."""
 
 Demands = Sequence[tuple[Plan, Kept | None]]
 """What clients are asked for, with the kept weights by layer; None is the dense model."""
@@ -34,6 +37,11 @@ class Seat:
 
 
 FULL = Seat()
+
+
+def kept_for(kept: Kept | KeptOf | None, client: int) -> Kept | None:
+    """Return the kept weights by layer that a client trains."""
+    return kept(client) if callable(kept) else kept
 
 
 def erk_counts(task: Task, density: float, rule: str = "erk") -> dict[str, int] | None:

@@ -123,3 +123,25 @@ def mean_of(replies: Sequence[Reply], old: State, mask: Mask | None) -> State:
         flat = wire.FlatValues(reply.flat, None)
         tally.add(masks.index(reply.mask), flat, reply.examples)
     return tally.mean(old, mask)
+
+
+def own_mask_mean(replies: Sequence[Reply], old: State) -> State:
+    """Return the mean of replies that each came under a mask of its own, `old` where none keeps.
+
+    What a client's mask covers and prunes is left out; tensors outside of masks are averaged
+    over all. One sum stands for all replies, so that memory does not grow with them.
+    """
+    schema = wire.Schema.of(old)
+    total, samples = ExactSum(schema.entries), np.zeros(schema.entries)
+    for reply in replies:
+        state = reply.state
+        flat = np.concatenate([state[name].reshape(-1) for name in schema.names])
+        total.add(flat, reply.examples)
+        if reply.mask is None:
+            samples += reply.examples
+        else:
+            samples[_positions(schema, reply.mask)] += reply.examples
+    mean = np.concatenate([old[name].reshape(-1) for name in schema.names])
+    known = samples > 0
+    mean[known] = _mean(total, np.maximum(samples, 1.0))[known]
+    return split(mean, schema, None)

@@ -42,14 +42,13 @@ class Task:
         """
         torch.set_num_threads(1)
         federated = data.load(config.data, clients=config.fleet.clients, seed=config.run.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.torch_seed(config.run.seed, 0, seeds.SERVER, "weights"))
-            model = models.build(
-                config.model.name,
-                input_shape=federated.input_shape,
-                classes=federated.classes,
-                width=config.model.width,
-            )
+        model = models.build_seeded(
+            config.model.name,
+            input_shape=federated.input_shape,
+            classes=federated.classes,
+            width=config.model.width,
+            seed=config.run.seed,
+        )
         _check_samples(config.model.name, model, federated.train)
         if len(federated.input_shape) == 3:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,6 +74,13 @@ class Task:
     def schema(self) -> wire.Schema:
         """Names and shapes of everything that travels."""
         return wire.Schema.of(models.get_state(self.model))
+
+    def part(self, rule: str) -> wire.Schema:
+        """Return names and shapes of a part of what travels; raises ConfigError for no part."""
+        if not rule:
+            return self.schema
+        names = models.part(self.model, rule)
+        return wire.Schema(tuple((name, self.schema.shape(name)) for name in names))
 
     @cached_property
     def cost(self) -> ModelCost:

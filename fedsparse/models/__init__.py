@@ -2,13 +2,24 @@
 
 import math
 
+import torch
 from torch import nn
 
-from fedsparse import registry
+from fedsparse import registry, seeds
 from fedsparse.errors import ModelError
+from fedsparse.models.parts import part
 from fedsparse.models.state import blocks, get_state, load_state, prunable, shapes
 
-__all__ = ["blocks", "build", "get_state", "load_state", "prunable", "shapes"]
+__all__ = [
+    "blocks",
+    "build",
+    "build_seeded",
+    "get_state",
+    "load_state",
+    "part",
+    "prunable",
+    "shapes",
+]
 
 
 def build(
@@ -28,3 +39,12 @@ def build(
     if not isinstance(model, nn.Module):
         raise ModelError(f"model '{name}' returned a {type(model).__name__}, not a torch module")
     return model
+
+
+def build_seeded(
+    name: str, *, input_shape: tuple[int, ...], classes: int, width: float, seed: int
+) -> nn.Module:
+    """Build a model with the initial weights of a run's seed; raises as `build` does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.torch_seed(seed, 0, seeds.SERVER, "weights"))
+        return build(name, input_shape=input_shape, classes=classes, width=width)

@@ -5,12 +5,12 @@ clients that can hold the training. Both call this, so that they cannot differ.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedsparse.config import ClientConfig
 from fedsparse.messages import Plan
-from fedsparse.sparsity.cost import MemoryCost, ModelCost
+from fedsparse.sparsity.cost import VALUE_BYTES, MemoryCost, ModelCost
 from fedsparse.training.local import largest_batch
 
 Optimizer = Literal["sgd", "momentum", "adam"]
@@ -51,11 +51,12 @@ def price(
     """Return what training on `samples` samples costs, with `kept` weights by layer (all if None).
 
     Growth adds its own passes over one batch, and a buffer of the gradients asked for
-    (FedTiny, progressive pruning).
+    (FedTiny, progressive pruning). What a program holds beside the training counts as parameters.
     """
     settings = settings_for(settings, plan)
     batch = largest_batch(samples, settings.batch_size)
-    flops, dense = 3 * samples * settings.local_epochs * cost.flops_of(kept), 0.0
+    epochs = settings.local_epochs * plan.work
+    flops, dense = 3 * samples * epochs * cost.flops_of(kept), 0.0
     if plan.grow:
         grown = growth_samples(settings, plan, samples)
         dense = cost.dense_gradient_flops(grown, plan.grow)
@@ -67,6 +68,7 @@ def price(
         batch_size=batch,
         buffer_entries=sum(plan.grow.values()),
     )
+    memory = replace(memory, parameters=memory.parameters + VALUE_BYTES * plan.held)
     return Price(float(flops), memory, dense)
 
 
