@@ -29,17 +29,19 @@ def train(message: Message, context: Context) -> Message:
     """Train the received model on local data and return what it became, as the plan says."""
     job = read_job(message, context)
     program = program_of(job.plan.program)
-    received = receive(job, message, memory.recall_mask(context, job))
+    received = receive(job, message, memory.recall_mask(context, program.mask_shapes(job)))
     memory.remember_mask(context, received.mask)
     outcome = program.train(Visit(job, received, context))
-    if outcome.mask is not received.mask:
-        memory.remember_mask(context, outcome.mask)
+    if outcome.held is not None or outcome.mask is not received.mask:
+        memory.remember_mask(context, outcome.held or outcome.mask)
     content = RecordDict(
         {
             messages.ARRAYS: reply_arrays(outcome.kept, outcome.mask, job, received),
             messages.METRICS: train_metrics(job, received, outcome.trained, outcome.price),
         }
     )
+    if outcome.density is not None:
+        content.metric_records[messages.METRICS]["density"] = outcome.density
     content.update(outcome.records)
     return Message(content, reply_to=message)
 
@@ -71,7 +73,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Test the model that this client would use on its own held-out samples."""
     job = read_job(message, context)
     program = program_of(job.plan.program)
-    received = receive(job, message, memory.recall_mask(context, job))
+    received = receive(job, message, memory.recall_mask(context, program.mask_shapes(job)))
     if not len(job.data.test.y):
         raise DataError("this client has no test samples; raise data.client_test_fraction")
     tested = program.test(Visit(job, received, context))

@@ -73,7 +73,7 @@ def _read(message: Message, context: Context) -> _Asked | None:
         job = read_job(message, context)
         if job.config.client.backend == "native" or job.plan.program or job.plan.part:
             return None
-        received = receive(job, message, memory.recall_mask(context, job))
+        received = receive(job, message, memory.recall_mask(context, job.shapes))
         member = _member(context, job, received)
     except Exception:
         return None

@@ -151,8 +151,7 @@ class Built:
     @lru_cache(maxsize=8)  # noqa: B019 - at most four models live
     def part(self, rule: str) -> wire.Schema:
         """Return the schema of a part of the model; raises ConfigError for an unknown one."""
-        names = models.part(self.model, rule)
-        return wire.Schema(tuple((name, self.schema.shape(name)) for name in names))
+        return wire.Schema(tuple(models.part_shapes(self.model, rule).items()))
 
     def reset_counters(self) -> None:
         """Put back what no payload brings, such as BatchNorm's count of batches."""

@@ -62,10 +62,10 @@ def remember_mask(context: Context, mask: Mask | None) -> None:
         del context.state[MASK]
 
 
-def recall_mask(context: Context, job: Job) -> Mask | None:
-    """Return the kept mask, or None."""
+def recall_mask(context: Context, shapes: Mapping[str, tuple[int, ...]]) -> Mask | None:
+    """Return the kept mask, of tensors with these shapes, or None."""
     record = context.state.array_records.get(MASK)
-    return None if record is None else _restored(wire.unpack(record), tuple(job.shapes.items()))
+    return None if record is None else _restored(wire.unpack(record), tuple(shapes.items()))
 
 
 @lru_cache(maxsize=4)

@@ -45,7 +45,8 @@ class Outcome:
     """What training made: the values to send, under which mask, and its figures.
 
     `kept` holds the tensors that travel, of masked ones the kept values alone. `price` takes the
-    place of what plain training costs by the plan.
+    place of what plain training costs by the plan. The client holds `held` from now on, where that
+    is another mask; `density` is told to the server where it is not the mask's.
     """
 
     kept: State
@@ -53,6 +54,8 @@ class Outcome:
     mask: Mask | None = None
     records: Mapping[str, ArrayRecord] = field(default_factory=dict)
     price: Price | None = None
+    held: Mask | None = None
+    density: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ class Visit:
         """Return the client's random stream for one purpose in this round."""
         return seeds.stream(self.job.seed, self.job.plan.stream, self.job.client, purpose)
 
+    def constant_stream(self, purpose: str) -> np.random.Generator:
+        """Return the client's random stream for one purpose, the same in every round."""
+        return seeds.stream(self.job.seed, 0, self.job.client, purpose)
+
     def whole(self, own: Iterable[str] = ()) -> State:
         """Return the received model; what did not travel is the client's own, or initial.
 
@@ -86,13 +93,16 @@ class Visit:
         """Keep some of the model's tensors until the next message, sparse-coded."""
         memory.remember_state(self.context, key, state, mask)
 
-    def recall(self, key: str) -> State | None:
-        """Return what was kept under a key, as whole tensors; None if nothing was."""
-        found = memory.recall_state(self.context, key, self.job.all_shapes)
+    def recall(self, key: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> State | None:
+        """Return what was kept under a key, as whole tensors; None if nothing was.
+
+        `shapes` are those of what was kept, where they are not the model's.
+        """
+        found = memory.recall_state(self.context, key, shapes or self.job.all_shapes)
         return None if found is None else found.state
 
     def recall_mask(self, key: str) -> Mask | None:
-        """Return the mask of what was kept under a key."""
+        """Return the mask of what was kept of the model under a key."""
         found = memory.recall_state(self.context, key, self.job.all_shapes)
         return None if found is None else found.mask
 
@@ -129,6 +139,10 @@ class Visit:
 
 class Program:
     """The plain program: train what was received, send it back, use the global model."""
+
+    def mask_shapes(self, job: Job) -> Mapping[str, tuple[int, ...]]:
+        """Return the tensors that this program's masks cover, with their shapes."""
+        return job.shapes
 
     def train(self, visit: Visit) -> Outcome:
         """Train, and return what is sent back."""

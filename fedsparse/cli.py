@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "simulations.commands:report",
     "compare": "simulations.sweep_commands:compare",
     "tune": "simulations.tuning_commands:tune",
+    "personalize": "simulations.personal_commands:personalize",
     "list": "fedsparse.listing:list_",
     "doctor": "fedsparse.doctor:doctor",
 }

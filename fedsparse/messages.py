@@ -28,6 +28,8 @@ CONFIG = "config"
 METRICS = "metrics"
 GROWTH = "growth"
 CANDIDATES = "candidates"
+LABELS = "labels"
+WISH = "wish"
 
 EXPERIMENT_KEY = "experiment"
 PLAN_KEY = "plan"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fedsparse
+from fedsparse import registry
 from fedsparse.config import differences, resolve
 from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.runs import RunFolder, tables
@@ -36,6 +37,9 @@ COSTS = (
 )
 """What is paid for accuracy; `bytes` are up and down together."""
 
+PERSONAL = ("accuracy_personal_mean", "accuracy_personal_p10")
+"""How the models do that clients use, on their own samples: all, and the weakest tenth."""
+
 TARGETS = ("seconds_to_target", "bytes_to_target", "joules_to_target")
 
 
@@ -56,6 +60,12 @@ class Plan:
     def targeted(self) -> bool:
         """Whether runs count what it takes to reach an accuracy."""
         return any(point.config.run.target_accuracy is not None for point in self.points)
+
+    @property
+    def personal(self) -> bool:
+        """Whether a strategy among them gives clients models of their own."""
+        names = {str(point.config.strategy["name"]) for point in self.points}
+        return any(getattr(registry.load("strategies", name), "program", "") for name in names)
 
     def groups(self) -> list[tuple[str, float]]:
         """Return what a line of the table is about: a variant at a density."""
@@ -177,6 +187,11 @@ def _group(plan: Plan, rows: Sequence[Row], variant: str, density: float) -> Row
     theirs = _of(rows, plan.baseline, against) if against is not None else []
     pairs = differences_of(_by_seed(done), _by_seed(theirs))
     found["difference"], found["difference_ci95"] = mean(pairs), half_width(pairs)
+    for key in PERSONAL if plan.personal else ():
+        values = _column(done, key)
+        apart = differences_of(_by_seed(done, key), _by_seed(theirs, key))
+        found |= {key: mean(values), f"{key}_ci95": half_width(values)}
+        found |= {f"{key}_difference": mean(apart), f"{key}_difference_ci95": half_width(apart)}
     return found | {"pairs": len(pairs)}
 
 
@@ -204,8 +219,8 @@ def _column(rows: Iterable[Row], key: str) -> list[float]:
     return [v for row in rows if (v := number(row.get(key))) is not None]
 
 
-def _by_seed(rows: Iterable[Row]) -> dict[int, float]:
-    return {r["seed"]: v for r in rows if (v := number(r.get("accuracy"))) is not None}
+def _by_seed(rows: Iterable[Row], key: str = "accuracy") -> dict[int, float]:
+    return {r["seed"]: v for r in rows if (v := number(r.get(key))) is not None}
 
 
 # -- statistics -------------------------------------------------------------------------

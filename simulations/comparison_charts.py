@@ -115,7 +115,7 @@ def _cost_chart(
     wide = min(costs) > 0 and max(costs) / min(costs) >= _SPREAD
     across |= {"type": "log", "dtick": "D2"} if wide else {"rangemode": "tozero"}
     upright: Row = {"title": {"text": f"{measure} (%)"}}
-    if measure == "Accuracy":
+    if measure.startswith("Accuracy"):
         upright["range"] = _accuracy_range([row for _, row in shown])
     layout = {"xaxis": across, "yaxis": upright}
     caption = _cost_caption(shown, front, measure, wide)
@@ -173,7 +173,7 @@ def _cost_caption(
     if len(shown) > 1:
         text += (
             f" Filled and joined by the dotted line is the Pareto front, where no other has more "
-            f"{'accuracy' if measure == 'Accuracy' else measure} for less: {'; '.join(names)}."
+            f"{measure.replace('Accuracy', 'accuracy')} for less: {'; '.join(names)}."
         )
     symbols = {g.density: _SYMBOLS[g.symbol] for g, _ in shown if g.swept}
     if symbols:

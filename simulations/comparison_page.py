@@ -12,7 +12,7 @@ from urllib.parse import quote
 from fedsparse.errors import FedSparseError
 from fedsparse.runs.atomic import write_file, writing
 from simulations import pages, units
-from simulations.comparison import Plan, Row
+from simulations.comparison import PERSONAL, Plan, Row
 from simulations.comparison_charts import Group, cost_charts, curve_charts, groups_of
 from simulations.results import Results, read
 from simulations.sweep import POINTS, place_of
@@ -35,7 +35,7 @@ def render(folder: Path, plan: Plan, rows: Sequence[Row], table: Sequence[Row]) 
     flat = [run for own in runs for run in own]
     measure = measure_of(flat)
     charts = {
-        "What accuracy costs": cost_charts(groups, table, measure),
+        "What accuracy costs": cost_charts(groups, *_measured(plan, table, measure)),
         "How it is learnt": curve_charts(groups, runs, measure),
     }
     figures = {c.id: c.figure for found in charts.values() for c in found if c.figure}
@@ -75,6 +75,15 @@ def _runs(folder: Path, plan: Plan, groups: Sequence[Group]) -> list[list[Result
     return list(found.values())
 
 
+def _measured(plan: Plan, table: Sequence[Row], measure: str) -> tuple[Sequence[Row], str]:
+    """Return what is set against costs: where clients have models of their own, those'."""
+    mean = PERSONAL[0]
+    if not plan.personal or not any(row[mean] is not None for row in table):
+        return table, measure
+    found = [{**row, "accuracy": row[mean], "accuracy_ci95": row[f"{mean}_ci95"]} for row in table]
+    return found, f"{measure} of clients' own models"
+
+
 def measure_of(runs: Sequence[Results]) -> str:
     """Return what accuracy is called: a regression's is R²."""
     return "R²" if runs and all(run.regression for run in runs) else "Accuracy"
@@ -105,6 +114,13 @@ def _about(plan: Plan) -> str:
 # -- the table, for the page and for the terminal ----------------------------------------
 
 
+PERSONAL_COLUMNS = (
+    ("Own models", "of the models that clients use, on their own samples: mean over clients"),
+    ("Its difference", "to the baseline, paired by seed ± half its 95 % interval"),
+    ("Weakest tenth", "of clients: the 10th percentile of their own models' accuracy"),
+)
+
+
 def columns_of(plan: Plan, measure: str = "Accuracy") -> list[tuple[str, str]]:
     """Return the table's columns: name, and what it says in plain words."""
     found = [
@@ -113,6 +129,7 @@ def columns_of(plan: Plan, measure: str = "Accuracy") -> list[tuple[str, str]]:
         ("Seeds", "runs that finished"),
         (measure, "mean on the held-out test set ± half its 95 % confidence interval"),
         ("Difference", f"to {plan.baseline}, paired by seed ± half its 95 % interval"),
+        *(PERSONAL_COLUMNS if plan.personal else ()),
         ("Sent", "up and down together, mean"),
         ("Work", "floating-point operations of training, all clients, mean"),
         ("Memory", "the most that training needs on one client, mean"),
@@ -139,6 +156,7 @@ def cells_of(plan: Plan, row: Mapping[str, Any]) -> list[str]:
         str(asked) if row["seeds"] == asked else f"{row['seeds']} of {asked}",
         _with_interval(row["accuracy"], row["accuracy_ci95"]),
         _with_interval(row["difference"], row["difference_ci95"], signed=True),
+        *(_personal_cells(row) if plan.personal else ()),
         units.in_units(row["bytes"]),
         units.in_units(row["train_flops"], units.FLOPS),
         units.in_units(row["peak_client_memory_bytes"]),
@@ -154,6 +172,16 @@ def cells_of(plan: Plan, row: Mapping[str, Any]) -> list[str]:
             units.in_units(row["joules_to_target"], units.JOULES),
         ]
     return cells
+
+
+def _personal_cells(row: Mapping[str, Any]) -> list[str]:
+    mean, weakest = PERSONAL
+    apart = f"{mean}_difference"
+    return [
+        _with_interval(row[mean], row[f"{mean}_ci95"]),
+        _with_interval(row[apart], row[f"{apart}_ci95"], signed=True),
+        _with_interval(row[weakest], row[f"{weakest}_ci95"]),
+    ]
 
 
 def _with_interval(middle: float | None, half: float | None, *, signed: bool = False) -> str:

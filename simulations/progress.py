@@ -150,6 +150,7 @@ def headlines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("strategy", f"{summary['strategy']} on {summary['dataset']} with {summary['model']}"),
         ("rounds", f"{summary['rounds']} over {summary['clients']} clients"),
         ("accuracy", percent(summary["accuracy"])),
+        *_personal(summary),
         ("density", f"{summary['density']:.4g}"),
         ("sent up", in_units(summary["bytes_up"])),
         ("sent down", in_units(summary["bytes_down"])),
@@ -163,6 +164,17 @@ def headlines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("refused", f"{summary['clients_refused']} clients cannot hold the training"))
     if (target := summary.get("target_accuracy")) is not None:
         found.append((f"to {percent(target)}", _to_target(summary)))
+    return found
+
+
+def _personal(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return how clients' own models do; of clients that use the global one, the same of that."""
+    mean, weakest = (summary.get(f"accuracy_personal_{key}") for key in ("mean", "p10"))
+    if mean is None or weakest is None:
+        return []
+    found = [("at clients", f"{percent(mean)}, the weakest tenth {percent(weakest)}")]
+    if (novel := summary.get("accuracy_novel_mean")) is not None:
+        found.append(("at novel ones", percent(novel)))
     return found
 
 

@@ -7,11 +7,22 @@ has it, the next model's payload brings only the changed positions (FedTiny, sec
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from flwr.app import ArrayRecord
 
 from fedsparse import wire
 from fedsparse.sparsity import Mask, State
+
+_ENCODED: WeakKeyDictionary[Mask, bytes] = WeakKeyDictionary()
+
+
+def encoded(mask: Mask) -> bytes:
+    """Return a mask as checkpoints hold it: encoded once, however many rounds it stays."""
+    found = _ENCODED.get(mask)
+    if found is None:
+        found = _ENCODED[mask] = wire.encode_mask(mask)
+    return found
 
 
 class HeldMasks:
@@ -46,7 +57,7 @@ class HeldMasks:
         """Return each distinct mask once, and who holds it."""
         place = {mask: i for i, mask in enumerate(dict.fromkeys(self._of.values()))}
         return {
-            "masks": [wire.encode_mask(mask) for mask in place],
+            "masks": [encoded(mask) for mask in place],
             "clients": {str(client): place[mask] for client, mask in self._of.items()},
         }
 

@@ -50,6 +50,7 @@ FIGURES = {
     "accuracy": Figure("accuracy", float, -LARGEST, LARGEST),
     "train_flops": Figure("train-flops", float, 0, LARGEST),
     "query_flops": Figure(messages.QUERY_FLOPS_KEY, float, 0, LARGEST),
+    "density": Figure("density", float, 0, 1),
     "memory_bytes": Figure("memory-bytes", int, 0, 2**63 - 1),
 }
 """Figures by their column in the rows of clients; R^2, a regression's accuracy, may be negative."""

@@ -1,8 +1,8 @@
 """What methods share whose clients have masks of their own, over one model of the server.
 
-A client is sent the weights that its mask keeps; what it sends back may be under a new mask,
-which is its own from then on. The server's model is the mean, weight by weight, of what those
-sent that keep it (FedDST, Bibikar et al. 2022, masked averaging).
+A client is sent the weights that its mask keeps. It replies under a mask of its own, or with
+a new one for the next round; the server sends by the last that it heard of. Its model is the
+mean, weight by weight, of what those sent that keep it (FedDST, Bibikar et al. 2022).
 """
 
 import math
@@ -13,44 +13,54 @@ from typing import Any
 from flwr.app import Message
 
 from fedsparse import messages, wire
-from fedsparse.errors import FedSparseError, WireError
+from fedsparse.errors import ConfigError, FedSparseError, WireError
 from fedsparse.sparsity import Mask
 from strategies import metrics
 from strategies.base import SparseStrategy
+from strategies.held import encoded
 from strategies.replies import Reader, Reply
 from strategies.seats import Kept, KeptOf
-from strategies.sums import own_mask_mean
+from strategies.sums import Weighted, own_mask_mean
 from strategies.task import Task
 
 
 @dataclass(frozen=True)
 class OwnMaskReader(Reader):
-    """Reads replies under any mask of the model: the one that was sent, or another."""
+    """Reads replies under any mask that keeps no more of a layer than the one that was sent."""
 
     def read(self, client: int, message: Message) -> Reply:
         """Return a reply with the mask that it came with; raises as `open` does."""
         sent = self.masks[self.place(client)]
+        assert sent is not None
         try:
             payload = wire.unpack(messages.arrays_of(message))
-            masks = () if sent is None else (sent,)
-            decoded = wire.decode(payload, self.schema, masks=masks)
-            self.check(client, decoded.mask)
-            told, extra = metrics.read(message, "examples", "loss"), self.extra(message)
+            decoded = wire.decode(payload, self.schema, masks=(sent,))
+            mask = decoded.mask
+            self.check(mask, sent)
+            told, extra = metrics.read(message, "examples", "loss"), self.next_mask(message, sent)
         except (FedSparseError, KeyError, MemoryError):
             raise
         except Exception as error:  # whatever a client has made of its reply, it ends no run
             raise WireError(f"the reply cannot be read: {type(error).__name__}: {error}") from error
-        state, mask = decoded.state, decoded.mask
-        kept = state if mask is None else mask.take(state)
+        assert mask is not None
+        kept = mask.take(decoded.state)
         return Reply(client, told["examples"], kept, told["loss"], message, extra, mask)
 
-    def check(self, client: int, mask: Mask | None) -> None:
-        """Raise WireError for a mask that this client may not reply with."""
-        sent = self.masks[self.place(client)]
-        if (mask is None) != (sent is None) or (
-            mask is not None and sent is not None and mask.shapes != sent.shapes
-        ):
+    def check(self, mask: Mask | None, sent: Mask) -> None:
+        """Raise WireError for a mask of other tensors, or one that keeps more of a layer."""
+        if mask is None or mask.shapes != sent.shapes:
             raise WireError("the reply's mask covers other tensors than the one that was sent")
+        allowed = sent.layer_kept()
+        for name, count in mask.layer_kept().items():
+            if count > allowed[name]:
+                raise WireError(
+                    f"the reply's mask keeps {count} weights of '{name}'; "
+                    f"the one that was sent keeps {allowed[name]}"
+                )
+
+    def next_mask(self, message: Message, sent: Mask) -> Mask | None:
+        """Return the mask that the client goes on with, where that is not the reply's."""
+        return None
 
 
 class OwnMasks(SparseStrategy):
@@ -62,73 +72,104 @@ class OwnMasks(SparseStrategy):
         super().__init__(task)
         self.masks: dict[int, Mask] = {}
         """The mask of each client that has replied."""
+        self._first: dict[int, Mask] = {}
+
+    def _check_fit(self) -> None:
+        fit = self.task.config.fleet.fit
+        if fit in ("density", "both"):
+            raise ConfigError(
+                f"fleet.fit = '{fit}': clients of '{self.settings.name}' choose their masks "
+                "themselves; set fleet.fit to 'batch' or 'refuse'"
+            )
 
     # -- what a method overrides ------------------------------------------------------
 
-    def first_mask(self, client: int) -> Mask | None:
+    def first_mask(self, client: int) -> Mask:
         """Return the mask under which a client trains that has none yet."""
         raise NotImplementedError
 
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
         """Average what each weight's keepers sent; remember each client's mask."""
-        self.state = own_mask_mean(replies, self.state)
+        self.state = own_mask_mean(weighted(replies), self.state)
         self.note_masks(replies)
 
     # -- masks by client --------------------------------------------------------------
 
-    def mask_of(self, client: int) -> Mask | None:
-        """Return the mask under which a client is sent the model: the last it sent, or a first."""
-        return self.masks.get(client) or self.first_mask(client)
+    def mask_of(self, client: int) -> Mask:
+        """Return the mask under which a client is sent the model: the last it told, or a first."""
+        if client in self.masks:
+            return self.masks[client]
+        if client not in self._first:
+            self._first[client] = self.first_mask(client)
+        return self._first[client]
 
-    def mask_to_test(self, client: int) -> Mask | None:
+    def mask_to_test(self, client: int) -> Mask:
         """Return a client's own mask."""
         return self.mask_of(client)
 
     def note_masks(self, replies: Sequence[Reply]) -> None:
-        """Remember the masks that replies came with, which their clients hold from now on."""
+        """Remember the masks that clients told of, which they hold from now on."""
         for reply in replies:
-            if reply.mask is not None:
-                self.masks[reply.client] = reply.mask
-                self.held.replied(reply.mask, [reply.client], [reply.client])
+            mask = reply.mask if reply.extra is None else reply.extra
+            assert mask is not None
+            self.masks[reply.client] = mask
+            self._first.pop(reply.client, None)
+            self.held.replied(mask, [reply.client], [reply.client])
 
-    def reader(self) -> Reader:
+    def reader(self) -> OwnMaskReader:
         """Return a reader that knows what each client was sent."""
-        clients = list(self.seats)
+        return OwnMaskReader(**self.sent())
+
+    def sent(self) -> dict[str, Any]:
+        """Return what every reader of the round's replies must know."""
         masks: dict[Mask | None, int] = {}
-        places = {c: masks.setdefault(self.mask_of(c), len(masks)) for c in clients}
-        return OwnMaskReader(self.schema, tuple(masks) or (None,), places)
+        places = {c: masks.setdefault(self.mask_of(c), len(masks)) for c in self.seats}
+        return {"schema": self.schema, "masks": tuple(masks) or (None,), "places": places}
 
     def kept(self) -> Kept | KeptOf | None:
         """Return how to find the kept weights by layer of a client."""
         return self.kept_by
 
-    def kept_by(self, client: int) -> Kept | None:
+    def kept_by(self, client: int) -> Kept:
         """Return how many weights a client keeps, by layer."""
-        mask = self.mask_of(client)
-        return None if mask is None else mask.layer_kept()
+        return self.mask_of(client).layer_kept()
 
     # -- figures and state ------------------------------------------------------------
 
     @property
     def density(self) -> float:
         """The mean over clients of the kept fraction of the prunable weights."""
-        entries = {name: math.prod(shape) for name, shape in self.task.shapes.items()}
-        kept = sum(self.layer_density[name] * size for name, size in entries.items())
-        return kept / sum(entries.values())
+        kept, clients = self._all_kept()
+        sizes = (math.prod(shape) for shape in self.task.shapes.values())
+        return sum(kept.values()) / (clients * sum(sizes))
 
     @property
     def layer_density(self) -> dict[str, float]:
-        """The mean over clients of the kept fraction by layer; before round 1, of client 0."""
-        masks: list[Mask | None] = [*self.masks.values()] or [self.first_mask(0)]
-        by_mask = [{} if mask is None else mask.layer_density() for mask in masks]
+        """The mean over clients of the kept fraction by layer."""
+        kept, clients = self._all_kept()
         return {
-            name: math.fsum(found.get(name, 1.0) for found in by_mask) / len(by_mask)
-            for name in self.task.prunable
+            name: kept[name] / (clients * math.prod(shape))
+            for name, shape in self.task.shapes.items()
         }
+
+    def _all_kept(self) -> tuple[dict[str, int], int]:
+        """Return the kept weights by layer of all clients, and how many clients these are.
+
+        Those that have not trained yet count with the first mask of client 0.
+        """
+        clients = max(self.task.config.fleet.training_clients, len(self.masks))
+        unheard = clients - len(self.masks)
+        first = self.kept_by_first() if unheard else dict.fromkeys(self.task.shapes, 0)
+        told = [mask.layer_kept() for mask in self.masks.values()]
+        return {n: unheard * first[n] + sum(k[n] for k in told) for n in first}, clients
+
+    def kept_by_first(self) -> Kept:
+        """Return how many weights a client keeps at first, by layer: as many for each."""
+        return self.first_mask(0).layer_kept()
 
     def state_dict(self) -> dict[str, Any]:
         """Add each client's mask."""
-        masks = {str(client): wire.encode_mask(mask) for client, mask in self.masks.items()}
+        masks = {str(client): encoded(mask) for client, mask in self.masks.items()}
         return {**super().state_dict(), "masks": masks}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -138,3 +179,8 @@ class OwnMasks(SparseStrategy):
             int(client): wire.decode_mask(content, self.mask_shapes)
             for client, content in saved["masks"].items()
         }
+
+
+def weighted(replies: Sequence[Reply]) -> list[Weighted]:
+    """Return the models of replies, each with its number of samples."""
+    return [Weighted(reply.kept, reply.mask, reply.examples) for reply in replies]

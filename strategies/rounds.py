@@ -319,10 +319,18 @@ class RoundLoop:
                     "bytes_down": traffic.down.get(client, 0),
                     "train_flops": told.get("train_flops"),
                     "memory_bytes": told.get("memory_bytes"),
+                    **self.of_budget(client, told),
                     **(trip.row() if trip else {}),
                 }
             )
         return rows
+
+    def of_budget(self, client: int, told: Row) -> Row:
+        """Return a client's budget and the density that it came to, where clients have budgets."""
+        budget_of = getattr(self.strategy, "budget_of", None)
+        if "density" not in told or budget_of is None:
+            return {}
+        return {"budget": budget_of(client), "density": told["density"]}
 
     # -- checkpoints ------------------------------------------------------------------
 

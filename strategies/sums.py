@@ -5,8 +5,8 @@ w_j = sum_k n_k m_kj w_kj / sum_k n_k m_kj, the old w_j where no client keeps j:
 averaging). Sums are exact, so their bits depend on the replies alone, not on their order.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,24 +67,38 @@ class Tally:
             self.parts[place] = PartialSum(place, ExactSum(size))
         return self.parts[place]
 
-    def mean(self, old: State, mask: Mask | None) -> State:
-        """Return the mean model; what `mask` prunes is zero."""
+    def mean(
+        self, old: State, mask: Mask | None, held: Mapping[Mask | None, Mask] | None = None
+    ) -> State:
+        """Return the mean model; what `mask` prunes is zero.
+
+        `held` says for some masks which entries of the whole model their clients really have:
+        of what those send, outside of masks, the others do not count.
+        """
         if [self.masks[place] for place in self.parts] == [mask]:
             (part,) = self.parts.values()
             flat = _mean(part.total, part.examples)
             return spread(split(flat, self.schema, mask), mask)
-        return self._masked_mean(old, mask)
+        return self._masked_mean(old, mask, held or {})
 
-    def _masked_mean(self, old: State, mask: Mask | None) -> State:
-        total = ExactSum(self.schema.entries)
-        samples = np.zeros(self.schema.entries)
+    def _masked_mean(
+        self, old: State, mask: Mask | None, held: Mapping[Mask | None, Mask]
+    ) -> State:
+        entries = self.schema.entries
+        total = ExactSum(entries + 1)  # the last one takes what does not count
+        samples = np.zeros(entries + 1)
         for place, part in sorted(self.parts.items()):
-            positions = _positions(self.schema, self.masks[place])
+            own = self.masks[place]
+            positions = _positions(self.schema, own)
+            if own in held:
+                there = np.zeros(entries, np.bool_)
+                there[_positions(self.schema, held[own])] = True
+                positions = np.where(there[positions], positions, entries)
             total.merge(part.total.spread(positions, total.size))
             samples[positions] += part.examples
-        known = samples > 0
+        known = samples[:-1] > 0
         mean = np.concatenate([old[name].reshape(-1) for name in self.schema.names])
-        mean[known] = _mean(total, np.maximum(samples, 1.0))[known]
+        mean[known] = _mean(total, np.maximum(samples, 1.0))[:-1][known]
         state = split(mean, self.schema, None)
         if mask is not None:
             mask.apply_(state)
@@ -115,33 +129,54 @@ def weighted_mean(replies: Sequence[Reply]) -> State:
     return mean_of(replies, {n: np.zeros(s, np.float32) for n, s in names.items()}, first.mask)
 
 
-def mean_of(replies: Sequence[Reply], old: State, mask: Mask | None) -> State:
-    """Return the mean of replies under any masks; `old` is the model that they were sent."""
+def mean_of(
+    replies: Sequence[Reply],
+    old: State,
+    mask: Mask | None,
+    held: Mapping[Mask | None, Mask] | None = None,
+) -> State:
+    """Return the mean of replies under any masks; `old` is the model that they were sent.
+
+    `held` is as in `Tally.mean`.
+    """
     masks = list(dict.fromkeys(reply.mask for reply in replies))
     tally = Tally(wire.Schema.of(old), masks)
     for reply in replies:
         flat = wire.FlatValues(reply.flat, None)
         tally.add(masks.index(reply.mask), flat, reply.examples)
-    return tally.mean(old, mask)
+    return tally.mean(old, mask, held)
 
 
-def own_mask_mean(replies: Sequence[Reply], old: State) -> State:
-    """Return the mean of replies that each came under a mask of its own, `old` where none keeps.
+class Weighted(NamedTuple):
+    """A model in a mean: the kept values, under which mask, and how much it counts."""
 
-    What a client's mask covers and prunes is left out; tensors outside of masks are averaged
-    over all. One sum stands for all replies, so that memory does not grow with them.
+    kept: State
+    mask: Mask | None
+    weight: int
+
+
+def own_mask_mean(models: Sequence[Weighted], old: State, *, absent_stay: bool = False) -> State:
+    """Return the mean of models under masks of their own, `old` where none keeps a weight.
+
+    What a model's mask covers and prunes is left out of the mean; with `absent_stay` it counts
+    as `old`, which makes this old + sum_k p_k m_k (w_k - old). Tensors outside of masks are
+    averaged over all. One sum stands for all models, so that memory does not grow with them.
     """
     schema = wire.Schema.of(old)
-    total, samples = ExactSum(schema.entries), np.zeros(schema.entries)
-    for reply in replies:
-        state = reply.state
+    total, weights = ExactSum(schema.entries), np.zeros(schema.entries)
+    for model in models:
+        state = spread(model.kept, model.mask)
         flat = np.concatenate([state[name].reshape(-1) for name in schema.names])
-        total.add(flat, reply.examples)
-        if reply.mask is None:
-            samples += reply.examples
+        total.add(flat, model.weight)
+        if model.mask is None:
+            weights += model.weight
         else:
-            samples[_positions(schema, reply.mask)] += reply.examples
-    mean = np.concatenate([old[name].reshape(-1) for name in schema.names])
-    known = samples > 0
-    mean[known] = _mean(total, np.maximum(samples, 1.0))[known]
+            weights[_positions(schema, model.mask)] += model.weight
+    before = np.concatenate([old[name].reshape(-1) for name in schema.names])
+    mean = before.copy()
+    known = weights > 0
+    mean[known] = _mean(total, np.maximum(weights, 1.0))[known]
+    if absent_stay and models:
+        share = weights / sum(model.weight for model in models)
+        mean = np.where(share < 1, share * mean + (1 - share) * before, mean).astype(np.float32)
     return split(mean, schema, None)

@@ -79,8 +79,7 @@ class Task:
         """Return names and shapes of a part of what travels; raises ConfigError for no part."""
         if not rule:
             return self.schema
-        names = models.part(self.model, rule)
-        return wire.Schema(tuple((name, self.schema.shape(name)) for name in names))
+        return wire.Schema(tuple(models.part_shapes(self.model, rule).items()))
 
     @cached_property
     def cost(self) -> ModelCost:

@@ -8,7 +8,7 @@ import ctypes
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -145,6 +145,19 @@ class Program:
 
     # -- values ---------------------------------------------------------------------------
 
+    @cached_property
+    def index(self) -> NDArray[np.int64] | None:
+        """Where the held parameters stand among all, as one vector; None where all are held."""
+        if not any(entry.sparse for entry in self.plan.entries):
+            return None
+        parts, start = [], 0
+        for entry in self.plan.entries:
+            size = prod(entry.shape)
+            held = entry.kept if entry.sparse else np.arange(size)
+            parts.append(start + np.asarray(held, np.int64))
+            start += size
+        return np.concatenate(parts)
+
     def pack(self, state: Mapping[str, NDArray[Any]]) -> Values:
         """Return a whole state as the kernels hold it; what the mask prunes is left out."""
         values = Values(self._flat(state), np.zeros(self._buffer_size, np.float32))
@@ -237,11 +250,12 @@ class Program:
     ) -> Outcome:
         """Train in place: rows of `x` in the order given, epoch by epoch (epochs, samples).
 
-        `edges` are the bounds of batches within an epoch. One sample alone is trained with
-        BatchNorm's running statistics. `y` holds labels, or float targets of one output.
+        `edges` are the bounds of batches within an epoch. One sample alone, all that `x` holds, is
+        trained with BatchNorm's running statistics. `y` holds labels, or float targets of one
+        output.
         """
         room = self._room(int(np.diff(edges).max()), library.TRAINING)
-        frozen = order.shape[1] < 2
+        frozen = len(x) < 2
         work = self._work(values, room, x, y, frozen=frozen, track=not frozen)
         start = values.parameters.copy() if optimizer.proximal_mu else None
         order, edges = np.ascontiguousarray(order), np.ascontiguousarray(edges)
@@ -262,6 +276,20 @@ class Program:
             done = last
         slots.steps = steps.value
         return Outcome(sums.loss, sums.correct, -(-done // batches), status)
+
+    def gradient(
+        self, values: Values, x: Floats, y: NDArray[Any], chosen: NDArray[np.int64]
+    ) -> tuple[Outcome, Floats]:
+        """Return loss and gradient of one batch in training mode: rows `chosen` of `x`.
+
+        The gradient stands as the parameters do and is overwritten by the next call. Running
+        statistics move, parameters do not.
+        """
+        edges = np.array([0, len(chosen)], np.int64)
+        still = Optimizer("sgd", 0.0)
+        outcome = self.train(values, x, y, chosen[None], edges, still, self.slots(still))
+        room = self._room(len(chosen), library.TRAINING)
+        return outcome, room.gradients[: self.plan.parameters]
 
     def evaluate(
         self, values: Values, x: Floats, y: NDArray[Any] | None, *, outputs: bool = False

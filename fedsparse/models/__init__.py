@@ -7,7 +7,7 @@ from torch import nn
 
 from fedsparse import registry, seeds
 from fedsparse.errors import ModelError
-from fedsparse.models.parts import part
+from fedsparse.models.parts import part, part_shapes
 from fedsparse.models.state import blocks, get_state, load_state, prunable, shapes
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "get_state",
     "load_state",
     "part",
+    "part_shapes",
     "prunable",
     "shapes",
 ]

@@ -1,12 +1,46 @@
 """Parts of a model that travel while the rest stays with its client, by name.
 
-A rule looks at the modules alone, so that server and clients agree without a word.
+A rule looks at the modules alone, so that server and clients agree without a word. What travels
+may also be several copies of the model, each with its number before its names.
 """
+
+from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import nn
 
 from fedsparse.errors import ConfigError, did_you_mean
 from fedsparse.models.state import get_state, prunable
+
+T = TypeVar("T")
+COPIES = "copies-"
+Shape = tuple[int, ...]
+
+
+def part_shapes(model: nn.Module, rule: str) -> dict[str, Shape]:
+    """Return names and shapes of what travels under a rule, as `part` orders them.
+
+    `copies-M` is the whole model M times, with names such as `0.conv1.weight`. Raises
+    ConfigError as `part` does.
+    """
+    shapes = {name: tuple(value.shape) for name, value in get_state(model).items()}
+    if rule.startswith(COPIES) and rule.removeprefix(COPIES).isdecimal():
+        count = int(rule.removeprefix(COPIES))
+        return {copied(n, name): shape for n in range(count) for name, shape in shapes.items()}
+    return {name: shapes[name] for name in part(model, rule)}
+
+
+def copied(number: int, name: str) -> str:
+    """Return the name of a tensor in one copy of the model."""
+    return f"{number}.{name}"
+
+
+def copy_of(number: int, state: Mapping[str, T]) -> dict[str, T]:
+    """Return one copy of the model from the state of all."""
+    prefix = copied(number, "")
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def part(model: nn.Module, rule: str) -> tuple[str, ...]:
@@ -38,7 +72,7 @@ def part(model: nn.Module, rule: str) -> tuple[str, ...]:
                 "as cnn, or another strategy"
             )
         return tuple(n for n in names if not n.startswith(norms))
-    rules = ("head", "body", "unnormalised", "none")
+    rules = ("head", "body", "unnormalised", "none", f"{COPIES}2")
     raise ConfigError(f"unknown part of a model '{rule}'{did_you_mean(rule, rules)}")
 
 

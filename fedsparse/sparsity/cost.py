@@ -172,6 +172,18 @@ class ModelCost:
         return {**dense, **mask.layer_density()}
 
 
+def gate_entries(input_shape: tuple[int, ...], blocks: int, heads: int) -> int:
+    """Return the parameters of pFedGate's gating layer."""
+    channels = input_shape[0] if len(input_shape) == 3 else 1
+    head = (math.prod(input_shape) + 1) * blocks + 2 * blocks
+    return heads * head + 2 * channels + 6
+
+
+def gate_flops(input_shape: tuple[int, ...], blocks: int, heads: int) -> float:
+    """Return the FLOPs of a gating layer's forward pass of one sample."""
+    return 2.0 * heads * math.prod(input_shape) * blocks
+
+
 def _multiply_adds(module: Layer, output: Tensor) -> int:
     """Multiply-adds of one sample: each output element takes one weight row."""
     return output[0].numel() * module.weight[0].numel()

@@ -2,13 +2,15 @@
 
 Gradients are masked, so pruned weights, and the optimizer's state for them, stay
 exactly zero: no weight decay, momentum or Adam step can move them. Wide, thin linear
-layers are trained by their kept weights alone (`sparse_linear`).
+layers are trained by their kept weights alone (`sparse_linear`). Personal methods say in a
+`Problem` which parameters move, which samples count, and what the weights are pulled to.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -48,6 +50,24 @@ class Evaluated:
     samples: int
 
 
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What training minimises, and over what, where that is not the mean loss over all weights.
+
+    The proximal term pulls to `anchor`, the weights on entry if unset. The parameters named
+    in `frozen` stay, as do the entries that `movable` leaves out of the tensors it covers;
+    BatchNorm's statistics go on. `weights` holds what each sample's loss counts, one a sample.
+    """
+
+    anchor: State | None = None
+    frozen: frozenset[str] = frozenset()
+    movable: Mask | None = None
+    weights: NDArray[np.float32] | None = None
+
+
+WHOLE = Problem()
+
+
 def tensors(data: Dataset) -> tuple[Tensor, Tensor]:
     """Return a dataset as tensors that share its memory where they can."""
     x = torch.from_numpy(np.ascontiguousarray(data.x))
@@ -56,11 +76,16 @@ def tensors(data: Dataset) -> tuple[Tensor, Tensor]:
     return x, torch.from_numpy(np.ascontiguousarray(data.y))
 
 
-def loss_of(classes: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss: cross-entropy, or squared error when there is one output."""
+def loss_of(classes: int, reduction: str = "mean") -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss: cross-entropy, or squared error when there is one output.
+
+    With `reduction` "none" it is one value a sample.
+    """
     if classes == 1:
-        return lambda output, y: nn.functional.mse_loss(output.squeeze(1), y.float())
-    return nn.functional.cross_entropy
+        return lambda output, y: nn.functional.mse_loss(
+            output.squeeze(1), y.float(), reduction=reduction
+        )
+    return partial(nn.functional.cross_entropy, reduction=reduction)
 
 
 def batches(samples: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -100,27 +125,32 @@ def train(
     proximal_mu: float = 0.0,
     optimizer_state: Mapping[str, State] | None = None,
     lr_key: str = "client.lr",
+    problem: Problem = WHOLE,
 ) -> Trained:
     """Train `model` in place on `data` with masked gradients.
 
     `proximal_mu` adds mu/2 ||w - w_0||^2 (FedProx, eq. 2), w_0 being the weights on
-    entry. `lr_key` is what the configuration calls the learning rate. Torch's own draws,
-    such as dropout's, come from a child of `rng`'s stream. Raises TrainingError when the
-    loss or a trained weight is not finite, or BatchNorm meets batches of one.
+    entry, or the problem's anchor. `lr_key` is what the configuration calls the learning
+    rate. Torch's own draws, such as dropout's, come from a child of `rng`'s stream. Raises
+    TrainingError when the loss or a trained weight is not finite, or BatchNorm meets
+    batches of one.
     """
-    if settings.batch_size == 1 < len(data.y) and _normalises_vectors(model):
+    if settings.batch_size == 1 < len(data.y) and normalises_vectors(model):
         raise TrainingError("BatchNorm needs batches of two; raise client.batch_size (now 1)")
     lr = settings.lr if lr is None else lr
     epochs = settings.local_epochs if epochs is None else epochs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.spawn(1)[0].integers(2**63 - 1)))
         named = dict(model.named_parameters())
-        with sparse_linear.replaced(model, mask, settings.sparse_linear_below) as sparse:
+        with (
+            _frozen(named, problem.frozen),
+            sparse_linear.replaced(model, mask, settings.sparse_linear_below) as sparse,
+        ):
             named.update({name: layer.values for name, layer in sparse.items()})
             trainable = Trainable(named, sparse)
             trained = _train(
                 model, trainable, data, settings, rng, mask, lr, epochs, proximal_mu,
-                optimizer_state or {}, lr_key,
+                optimizer_state or {}, lr_key, problem,
             )  # fmt: skip
     check_finite(model.state_dict().values(), lr_key, lr)
     return trained
@@ -141,7 +171,21 @@ def check_loss(total: float, epoch: int, lr_key: str, lr: float) -> None:
         raise TrainingError(f"the loss is {total} after epoch {epoch}; lower {lr_key} (now {lr:g})")
 
 
-def _normalises_vectors(model: nn.Module) -> bool:
+@contextmanager
+def _frozen(named: Mapping[str, nn.Parameter], names: Iterable[str]) -> Iterator[None]:
+    """Let no gradient reach the named parameters within the block; buffers have none anyway."""
+    stopped = [p for name in names if (p := named.get(name)) is not None and p.requires_grad]
+    try:
+        for parameter in stopped:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in stopped:
+            parameter.requires_grad_(True)
+
+
+def normalises_vectors(model: nn.Module) -> bool:
+    """Tell whether a model has BatchNorm over vectors, which one sample cannot train."""
     return any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
 
 
@@ -157,13 +201,16 @@ def _train(
     proximal_mu: float,
     optimizer_state: Mapping[str, State],
     lr_key: str,
+    problem: Problem,
 ) -> Trained:
     x, y = tensors(data)
-    loss_function = loss_of(data.classes)
+    loss_function = loss_of(data.classes, "mean" if problem.weights is None else "none")
+    weights = None if problem.weights is None else torch.from_numpy(problem.weights)
     optimizer = Optimizer(trainable, settings, lr, optimizer_state)
     parameters = list(optimizer.parameters.values())
     kept = [] if mask is None else trainable.masks(mask)
-    start = [p.detach().clone() for p in parameters] if proximal_mu else []
+    start = _anchored(trainable, optimizer.parameters, problem.anchor) if proximal_mu else []
+    fixed = _fixed(trainable, problem.movable)
     model.train(len(y) > 1)
     total = correct = torch.zeros(())
     seen = 0
@@ -177,6 +224,8 @@ def _train(
                 output = model(x[chosen])
             output = output.float()
             loss = loss_function(output, target)
+            if weights is not None:
+                loss = (loss * weights[chosen]).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             if proximal_mu:
                 _pull_back(parameters, start, proximal_mu)
@@ -184,6 +233,8 @@ def _train(
                 reached = [(p.grad, m) for p, m in kept if p.grad is not None]
                 torch._foreach_mul_([g for g, _ in reached], [m for _, m in reached])
             optimizer.step()
+            for parameter, held, value in fixed:
+                parameter.masked_scatter_(held, value)
             total = total + loss.detach() * len(index)
             correct = correct + (output.detach().argmax(1) == target).sum()
             seen += len(index)
@@ -191,6 +242,29 @@ def _train(
     mean = float(total) / len(y)
     accuracy = r_squared(mean, y) if data.classes == 1 else float(correct) / len(y)
     return Trained(mean, accuracy, seen, optimizer.slots)
+
+
+def _anchored(
+    trainable: Trainable, parameters: Mapping[str, nn.Parameter], anchor: State | None
+) -> list[Tensor]:
+    """Return what the proximal term pulls each parameter to."""
+    if anchor is None:
+        return [p.detach().clone() for p in parameters.values()]
+    return [trainable.load(name, anchor[name]) for name in parameters]
+
+
+def _fixed(trainable: Trainable, movable: Mask | None) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return parameters with the places of entries that must stay, and their values there.
+
+    Weight decay and momentum would move an entry that has no gradient, so that its value is
+    put back after each step.
+    """
+    found = []
+    for name, bits in () if movable is None else movable.items():
+        parameter = trainable.named[name].detach()
+        held = torch.empty_like(parameter, dtype=torch.bool).copy_(torch.from_numpy(~bits))
+        found.append((parameter, held, parameter[held]))
+    return found
 
 
 def _pull_back(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> None:

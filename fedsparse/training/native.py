@@ -51,7 +51,7 @@ class NativeModel:
         lr_key: str = "client.lr",
     ) -> Trained:
         """Train in place; arguments and errors are those of `local.train`."""
-        x, y = self._arrays(data)
+        x, y = self.arrays(data)
         epochs = settings.local_epochs if epochs is None else epochs
         lr = settings.lr if lr is None else lr
         optimizer = _optimizer(settings, lr, proximal_mu)
@@ -83,7 +83,7 @@ class NativeModel:
         """Test with running statistics."""
         if not len(data.y):
             return Evaluated(math.nan, math.nan, 0)
-        x, y = self._arrays(data)
+        x, y = self.arrays(data)
         outcome, _ = self.program.evaluate(self.values, x, y)
         mean = outcome.loss / len(y)
         accuracy = _accuracy(mean, outcome.correct, y, data.classes)
@@ -91,7 +91,7 @@ class NativeModel:
 
     def top_gradients(self, data: Dataset, counts: Mapping[str, int]) -> dict[str, Top]:
         """Return by layer the largest gradients of pruned weights, as `growth.top_gradients`."""
-        x, y = self._arrays(data)
+        x, y = self.arrays(data)
         return dict(self.program.grow(self.values, x, y, counts))
 
     def kept(self) -> State:
@@ -107,7 +107,7 @@ class NativeModel:
     def _statistics(self) -> State:
         return self.program.statistics(self.values)
 
-    def _arrays(self, data: Dataset) -> tuple[NDArray[np.float32], NDArray[np.generic]]:
+    def arrays(self, data: Dataset) -> tuple[NDArray[np.float32], NDArray[np.generic]]:
         """Return samples and targets as the kernels read them, which check nothing.
 
         Raises DataError for labels or samples that do not fit the model.

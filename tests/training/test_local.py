@@ -231,3 +231,100 @@ def test_a_parameter_that_no_gradient_reaches_stays_as_it_is(data, settings):
     assert torch.equal(model.idle.weight, before)
     for values in trained.slots().values():
         assert list(values) == [name for name, _ in model.named_parameters()]
+
+
+ONE_STEP = {"lr": 0.1, "momentum": 0.0, "batch_size": 65}
+
+
+def parameters(model: nn.Module) -> dict[str, np.ndarray]:
+    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+
+
+def test_the_proximal_term_pulls_to_the_anchor(data):
+    """One step differs from the plain one by -lr mu (w - a): 0.1 * 2 * 3 upwards for a = w + 3."""
+    pulled, plain = net(), net()
+    anchor = {name: value + 3 for name, value in parameters(pulled).items()}
+    settings, problem = ClientConfig(**ONE_STEP), local.Problem(anchor=anchor)
+    local.train(pulled, data, settings, rng=rng(), proximal_mu=2.0, problem=problem)
+    local.train(plain, data, settings, rng=rng())
+    for name, value in parameters(plain).items():
+        np.testing.assert_allclose(parameters(pulled)[name], value + 0.6, atol=1e-6)
+
+
+def test_an_anchor_at_the_start_is_the_start(data):
+    given, plain = net(), net()
+    problem = local.Problem(anchor=parameters(given))
+    for model, posed in ((given, problem), (plain, local.WHOLE)):
+        local.train(
+            model, data, ClientConfig(batch_size=16), rng=rng(), proximal_mu=1.0, problem=posed
+        )
+    for name, value in parameters(plain).items():
+        assert (parameters(given)[name] == value).all()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_frozen_parameters_stay_and_may_be_trained_afterwards(data, optimizer):
+    model = net()
+    before = parameters(model)
+    settings = ClientConfig(optimizer=optimizer, weight_decay=0.1, batch_size=16)
+    problem = local.Problem(frozen=frozenset({"0.weight", "0.bias", "1.running_mean"}))
+    local.train(model, data, settings, rng=rng(), problem=problem)
+    moved = {name for name, value in parameters(model).items() if (value != before[name]).any()}
+    assert moved == {"1.weight", "1.bias", "3.weight", "3.bias"}
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_frozen_parameters_are_freed_after_an_error(data):
+    model, problem = net(), local.Problem(frozen=frozenset({"0.weight"}))
+    with pytest.raises(TrainingError):
+        local.train(model, data, ClientConfig(lr=1e30, local_epochs=5), rng=rng(), problem=problem)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_entries_outside_of_the_movable_stay_to_the_bit(optimizer):
+    """Whatever the memory layout, the decay and the momentum; all others move."""
+    draw = np.random.default_rng(0)
+    images = Dataset(draw.normal(size=(20, 3, 6, 6)).astype(np.float32), draw.integers(0, 2, 20), 2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    model = model.to(memory_format=torch.channels_last)
+    before = parameters(model)
+    bits = draw.random((4, 3, 3, 3)) < 0.5
+    settings = ClientConfig(
+        lr=0.01, batch_size=8, local_epochs=2, weight_decay=0.1, optimizer=optimizer
+    )
+    problem = local.Problem(movable=Mask.from_arrays({"0.weight": bits}))
+    local.train(model, images, settings, rng=rng(), problem=problem)
+    after = parameters(model)
+    assert ((after["0.weight"] != before["0.weight"]) == bits).all()
+    assert (after["2.weight"] != before["2.weight"]).all()
+
+
+def test_a_mask_of_all_entries_as_movable_changes_nothing(data):
+    given, plain = net(), net()
+    movable = Mask.full({"0.weight": (16, 6), "3.weight": (2, 16)})
+    settings = ClientConfig(batch_size=16)
+    local.train(given, data, settings, rng=rng(), problem=local.Problem(movable=movable))
+    local.train(plain, data, settings, rng=rng())
+    for name, value in parameters(plain).items():
+        assert (parameters(given)[name] == value).all()
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_samples_count_as_much_as_they_weigh(classes):
+    """(2 l_0 + 0 l_1) / 2 is the loss of sample 0 alone."""
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(2, 6)).astype(np.float32), np.array([1, 0])
+    both = Dataset(x, y.astype(np.float32) if classes == 1 else y, classes)
+    torch.manual_seed(0)
+    weighted, alone = nn.Sequential(nn.Linear(6, classes)), nn.Sequential(nn.Linear(6, classes))
+    alone.load_state_dict(weighted.state_dict())
+    settings = ClientConfig(**ONE_STEP)
+    problem = local.Problem(weights=np.array([2, 0], np.float32))
+    first = local.train(weighted, both, settings, rng=rng(), problem=problem)
+    first_alone = Dataset(both.x[:1], both.y[:1], classes)
+    second = local.train(alone, first_alone, settings, rng=rng())
+    for name, value in parameters(alone).items():
+        np.testing.assert_allclose(parameters(weighted)[name], value, rtol=1e-6)
+    assert first.loss == pytest.approx(second.loss)

@@ -1,0 +1,256 @@
+"""pFedGate (Chen et al., ICML 2023; arXiv 2305.02776): each client uses the blocks that fit it.
+
+The server holds one shared model, cut into blocks. A client's gate, which never leaves it, picks
+blocks within the client's budget. The server sends the blocks that the client wished for with its
+last reply (at most its budget and some to spare), and learns from the blocks that came back.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from pydantic import Field
+
+from fedsparse import messages, seeds, wire
+from fedsparse.config import Density, Finite, StrategySettings
+from fedsparse.errors import ConfigError, MaskError, WireError
+from fedsparse.messages import Plan
+from fedsparse.sparsity import Mask
+from fedsparse.sparsity.blocks import Blocks
+from fedsparse.sparsity.cost import gate_entries, gate_flops
+from fedsparse.sparsity.knapsack import check_budget, choose
+from strategies import metrics
+from strategies.own_masks import OwnMaskReader, OwnMasks, weighted
+from strategies.replies import Reply
+from strategies.seats import Demands, Kept, Seat
+from strategies.sums import own_mask_mean
+from strategies.task import Task
+
+STEP = 0.05
+"""Budgets that devices are offered lie so far apart."""
+
+
+class PFedGateSettings(StrategySettings):
+    """Keys of `[strategy]` for pfedgate."""
+
+    density: Density = Field(default=0.5, description="budget: the part of the model used at once")
+    budgets: list[Density] | None = Field(
+        default=None,
+        min_length=1,
+        description="budgets by client, in turn; density for all if unset",
+    )
+    budget_from: Literal["settings", "devices"] = Field(
+        default="settings", description="devices: the largest that a device holds, up to density"
+    )
+    blocks: int = Field(default=5, ge=1, le=1000, description="most blocks of a tensor")
+    solver: Literal["greedy", "exact", "fractional"] = Field(
+        default="greedy", description="of the knapsack that picks blocks"
+    )
+    capacity: Literal["exact", "paper-code"] = Field(
+        default="exact", description="paper-code leaves a part of the budget unused"
+    )
+    gates: Literal["batch", "client"] = Field(
+        default="batch", description="blocks are picked for each batch, or for each epoch"
+    )
+    heads: int = Field(default=1, ge=1, le=2, description="2: one head picks, another weighs")
+    optimise: Literal["joint", "alternating"] = Field(
+        default="joint", description="of gate and model in each batch"
+    )
+    gate_lr: Finite = Field(default=0.1, gt=0, description="learning rate of the gates")
+    gate_start: Finite = Field(
+        default=0.5, gt=0, lt=1, description="what gates are at first, around which they differ"
+    )
+    spare: Finite = Field(
+        default=0.25, ge=0, le=10, description="blocks sent beyond the budget, as a part of it"
+    )
+    average: Literal["all", "senders"] = Field(
+        default="all", description="whether who did not send a block counts as unchanged"
+    )
+    novel_epochs: int = Field(
+        default=1, ge=0, description="epochs in which a client without a gate trains one, for use"
+    )
+    finetune_epochs: int = Field(
+        default=0, ge=0, description="of gate and model on the client's data, before use"
+    )
+
+
+@dataclass(frozen=True)
+class WishReader(OwnMaskReader):
+    """Reads replies of whole blocks among those that were sent, each with a wish for the next."""
+
+    blocks: Blocks | None = None
+
+    def check(self, mask: Mask | None, sent: Mask) -> None:
+        """Raise WireError for entries that were not sent, or cut through a block."""
+        if mask is None or mask.shapes != sent.shapes:
+            raise WireError("the reply's mask is not of the model's blocks")
+        if (mask - sent).kept:
+            raise WireError("the reply holds blocks that were not sent")
+        assert self.blocks is not None
+        try:
+            self.blocks.counts(mask)
+        except MaskError as error:
+            raise WireError(str(error)) from None
+
+    def next_mask(self, message: Message, sent: Mask) -> Mask:
+        """Decode which blocks the client wishes for."""
+        assert self.blocks is not None
+        try:
+            content = wire.unpack(message.content.array_records[messages.WISH])
+            return self.blocks.mask(self.blocks.from_bytes(content))
+        except MaskError as error:
+            raise WireError(f"the client's wish: {error}") from None
+
+
+class PFedGate(OwnMasks):
+    """Personal gates over the blocks of one shared model."""
+
+    Settings = PFedGateSettings
+    program = "pfedgate"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.budgets: dict[int, float | None] = {}
+        self.used: dict[int, float] = {}
+        """The fraction of the model that each client's batches used when it last replied."""
+        s, fleet = self.settings, task.config.fleet
+        if np.issubdtype(task.data.train.x.dtype, np.integer):
+            raise ConfigError(
+                f"strategy '{s.name}': its gates take numbers, and the samples are integers, which "
+                "stand for tokens; choose other data or another strategy"
+            )
+        if s.budget_from == "devices" and fleet.profile is None:
+            raise ConfigError(
+                "strategy.budget_from = 'devices' needs devices; set fleet.profile, for example "
+                "--set fleet.profile=phones"
+            )
+        if s.budget_from == "devices" and s.budgets:
+            raise ConfigError(
+                "strategy.budgets are by client; leave them out, or set strategy.budget_from to "
+                "'settings'"
+            )
+        if s.solver != "fractional":
+            check_budget(self.blocks, min([s.density, *(s.budgets or [])]))
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The blocks of the model's parameters."""
+        return Blocks.of(self.task.model, self.settings.blocks)
+
+    @property
+    def mask_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Masks cover every parameter, biases and norms too."""
+        return self.blocks.shapes
+
+    # -- budgets ----------------------------------------------------------------------
+
+    def budget_of(self, client: int) -> float:
+        """Return s_k, the fraction of the model that a client may use at once."""
+        s = self.settings
+        if s.budget_from == "devices":
+            return self.budgets.get(client) or self.choices[0]
+        return float(s.budgets[client % len(s.budgets)] if s.budgets else s.density)
+
+    @cached_property
+    def choices(self) -> list[float]:
+        """The budgets that devices are offered, ascending: from the least to density."""
+        most, least = self.settings.density, self.blocks.least
+        return sorted(round(float(step), 6) for step in np.arange(most, least, -STEP)) or [most]
+
+    def kept_at(self, budget: float) -> Kept:
+        """Return how many weights by layer a client of a budget holds: its own and the spare."""
+        held = min(1.0, budget * (1 + self.settings.spare))
+        return {name: int(np.ceil(held * np.prod(s))) for name, s in self.task.shapes.items()}
+
+    def settle(self, grid: Grid) -> None:
+        """Give every client that has none yet the largest budget that its device holds."""
+        ask = getattr(grid, "budget", None)
+        if self.settings.budget_from == "devices" and ask is not None and not self.budgets:
+            plan, every = self.own_plan(1), range(self.task.config.fleet.clients)
+            self.budgets = {c: ask(c, plan, self.kept_at, self.choices) for c in every}
+
+    def choose(self, grid: Grid, round_number: int, plan: Plan) -> dict[int, Seat]:
+        """Settle budgets, then draw the round's clients."""
+        self.settle(grid)
+        return super().choose(grid, round_number, plan)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Any:
+        """Settle budgets, then ask for tests."""
+        self.settle(grid)
+        return super().configure_evaluate(server_round, arrays, config, grid)
+
+    def kept_by(self, client: int) -> Kept:
+        """Return how many weights a client holds at most, by layer."""
+        return self.kept_at(self.budget_of(client))
+
+    def demands(self, density: float) -> Demands:
+        """Return the training of the smallest budget."""
+        s = self.settings
+        least = (
+            self.choices[0] if s.budget_from == "devices" else min([density, *(s.budgets or [])])
+        )
+        return [(self.own_plan(1), self.kept_at(least))]
+
+    def own_plan(self, round_number: int) -> Plan:
+        """Return a plan with what the gate costs a client."""
+        s = self.settings
+        shape, heads = self.task.data.input_shape, s.heads
+        gate = 2 * gate_entries(shape, len(self.blocks), heads)
+        model = self.task.cost.flops_of(None) * s.density
+        work = 1 + gate_flops(shape, len(self.blocks), heads) / model
+        steps = 2 if s.optimise == "alternating" else 1
+        return replace(
+            super().own_plan(round_number), held=gate, work=work * steps, budget=s.density
+        )
+
+    # -- rounds -----------------------------------------------------------------------
+
+    def first_mask(self, client: int) -> Mask:
+        """Return blocks for a client that has not wished yet: the first ones, others drawn.
+
+        As many as its budget and the spare ones allow.
+        """
+        more = min(1.0, self.budget_of(client) * (1 + self.settings.spare))
+        rng = seeds.stream(self.task.config.run.seed, 0, client, "blocks")
+        drawn = rng.random(len(self.blocks))
+        return self.blocks.mask(choose(drawn, self.blocks, more, solver=self.settings.solver))
+
+    def reader(self) -> WishReader:
+        """Return a reader that knows the blocks that each client was sent."""
+        return WishReader(**self.sent(), blocks=self.blocks)
+
+    def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
+        """theta_g <- theta_g + sum_k p_k delta_k, where a block that was not sent has delta 0."""
+        stay = self.settings.average == "all"
+        self.state = own_mask_mean(weighted(replies), self.state, absent_stay=stay)
+        self.note_masks(replies)
+        for reply in replies:
+            self.used[reply.client] = metrics.read(reply.message, "density")["density"]
+
+    @property
+    def density(self) -> float:
+        """The mean over clients of what their batches used; before round 1, of the budgets."""
+        clients = range(self.task.config.fleet.training_clients)
+        used = list(self.used.values()) or list(map(self.budget_of, clients))
+        return math.fsum(used) / len(used)
+
+    # -- state ------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add the budgets that devices were given, and what clients used."""
+        budgets = {str(client): budget for client, budget in self.budgets.items()}
+        used = {str(client): share for client, share in self.used.items()}
+        return {**super().state_dict(), "budgets": budgets, "used": used}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take the budgets, too."""
+        super().load_state_dict(saved)
+        self.budgets = {int(client): budget for client, budget in saved["budgets"].items()}
+        self.used = {int(client): share for client, share in saved["used"].items()}
