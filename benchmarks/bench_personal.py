@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import machine
 
 TUNED_ON = "100"
-LR = "client.lr=log:0.01:0.3"
+LR = "client.lr=log:0.02:0.5"
 
 METHODS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "fedavg": ("fedavg", (), ()),
@@ -33,9 +33,9 @@ METHODS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "heterofl": ("heterofl", (), ()),
     "dispfl": ("dispfl", ("strategy.density=0.5",), ()),
     "lotteryfl": ("lotteryfl", ("strategy.density=0.5",), ()),
-    "pfedgate-1": ("pfedgate", ("strategy.density=1.0",), ("strategy.gate_lr=log:0.03:2.0",)),
-    "pfedgate-0.5": ("pfedgate", ("strategy.density=0.5",), ("strategy.gate_lr=log:0.03:2.0",)),
-    "pfedgate-0.3": ("pfedgate", ("strategy.density=0.3",), ("strategy.gate_lr=log:0.03:2.0",)),
+    "pfedgate-1": ("pfedgate", ("strategy.density=1.0",), ("strategy.gate_lr=log:0.3:10.0",)),
+    "pfedgate-0.5": ("pfedgate", ("strategy.density=0.5",), ("strategy.gate_lr=log:0.3:10.0",)),
+    "pfedgate-0.3": ("pfedgate", ("strategy.density=0.3",), ("strategy.gate_lr=log:0.3:10.0",)),
 }
 """By name: the strategy, its fixed settings, and what is searched beside the learning rate."""
 
@@ -97,6 +97,7 @@ def tuned(work: Path, base: Path, method: str, trials: int) -> list[str]:
     """Return a method's best settings, after as many trials as every other's."""
     strategy, fixed, space = METHODS[method]
     words = ["tune", str(base), "--strategies", strategy, "--trials", str(trials)]
+    words += ["--batch", str(trials)]  # of so few, none could learn from another
     words += [word for entry in (LR, *space) for word in ("--space", entry)]
     words += [word for entry in fixed for word in ("--set", entry)]
     out = str(work / "tune" / method)
@@ -104,7 +105,7 @@ def tuned(work: Path, base: Path, method: str, trials: int) -> list[str]:
     best = found["best"][strategy]
     if best is None:
         raise SystemExit(f"no trial of {method} came to an end; see {out}")
-    return [f"strategy.name={strategy}", *fixed, *best["changes"]]
+    return [*fixed, *(word for word in shlex.split(best["set"]) if word != "--set")]
 
 
 def table(work: Path, args: argparse.Namespace, clients: int, alpha: float) -> dict[str, Any]:

@@ -75,3 +75,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; choose one of: {', '.join(choices)}" if choices else ""
+
+
+def one_line(text: str | None) -> str:
+    """Return the last line of a reason, bounded, for tables and messages."""
+    lines = [line.strip() for line in (text or "no reason given").splitlines() if line.strip()]
+    return (lines[-1] if lines else "no reason given")[:300]

@@ -67,6 +67,9 @@ def accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart:
             else f"; its best was {units.percent(values[best])} in round {rounds[best]:.0f}."
         )
     title = "R²" if all(run.regression for run in runs) else "Accuracy"
+    if not traces and all(run.finished for run in runs):
+        text = "There is no global model to test; how clients' own do stands under Clients."
+        return Chart("accuracy", title, text, None)
     layout = axes(f"{title} (%)", tozero=False)
     return _chart("accuracy", title, caption, traces, layout, legend, "was measured")
 
@@ -96,6 +99,9 @@ def mask_change(runs: Sequence[Results], names: Sequence[str]) -> Chart:
         "Weights whose place in the mask changed since the round before, pruned and grown "
         "counted together."
     )
+    if not traces and all(run.finished for run in runs):
+        text = "Clients have masks of their own, whose changes are not counted."
+        return Chart("mask-change", "Mask change a round", text, None, wide=True)
     if traces and not any(any(trace["y"]) for trace in traces):
         text = "No weight was pruned or grown after the first round: the mask stayed as it was."
         return Chart("mask-change", "Mask change a round", text, None, wide=True)

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from fedsparse import messages, seeds, wire
 from fedsparse.config import FleetConfig
-from fedsparse.errors import GridError
+from fedsparse.errors import GridError, TooFewRepliesError
 from strategies.added import AddedUp
 from strategies.replies import Reader
 from strategies.seats import Kept, KeptOf
@@ -131,6 +131,18 @@ def round_size(fleet: FleetConfig) -> int:
 def least_replies(asked: int, least: float) -> int:
     """Return how many of those asked must reply, a fraction `least` of them and one at least."""
     return max(1, math.ceil(least * asked - 1e-9))
+
+
+def require_replies(got: int, asked: int, least: float, failures: dict[int, str]) -> None:
+    """Raise TooFewRepliesError when a round has too few replies to go on."""
+    needed = least_replies(asked, least)
+    if got >= needed:
+        return
+    example = next((f"; client {c}: {reason}" for c, reason in sorted(failures.items())), "")
+    raise TooFewRepliesError(
+        f"{got} of {asked} clients replied, "
+        f"fleet.min_replies = {least:g} asks for {needed}{example}"
+    )
 
 
 def cohort(fleet: FleetConfig, seed: int, round_number: int) -> list[int]:

@@ -15,7 +15,7 @@ from fedsparse.messages import Plan
 from strategies import metrics
 from strategies.addressing import Traffic
 from strategies.asynchronous import AsyncStrategy, Landing
-from strategies.base import average
+from strategies.metrics import average
 from strategies.rounds import RoundLoop, Row
 from strategies.seats import Kept, KeptOf, Seat
 from strategies.trips import Trip

@@ -17,12 +17,12 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsparse import messages, wire
 from fedsparse.config import StrategySettings
-from fedsparse.errors import ConfigError, FedSparseError, TooFewRepliesError
+from fedsparse.errors import ConfigError, FedSparseError, one_line
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State
 from strategies import metrics
 from strategies.added import AddedUp, PartialSum
-from strategies.addressing import Directory, MeteredGrid, cohort, least_replies, round_size
+from strategies.addressing import Directory, MeteredGrid, cohort, require_replies, round_size
 from strategies.held import HeldMasks
 from strategies.replies import Reader
 from strategies.replies import Reply as Reply
@@ -77,6 +77,11 @@ class SparseStrategy(Strategy):
         self.schema = task.part(self.part)
         self._parts: dict[float, Mask | None] = {}
         self._check_fit()
+        if task.config.client.keep_optimizer and self.clients_keep:
+            raise ConfigError(
+                f"client.keep_optimizer: clients of '{self.settings.name}' begin each round with a "
+                "fresh optimizer; leave it out"
+            )
 
     def _check_fit(self) -> None:
         fit, name = self.task.config.fleet.fit, self.settings.name
@@ -85,6 +90,11 @@ class SparseStrategy(Strategy):
                 f"fleet.fit = '{fit}': strategy '{name}' needs one mask for all clients; "
                 "set fleet.fit to 'batch' or 'refuse'"
             )
+
+    @property
+    def clients_keep(self) -> bool:
+        """Whether clients keep something of their own from round to round."""
+        return bool(self.program)
 
     # -- what a method overrides ------------------------------------------------------
 
@@ -206,7 +216,7 @@ class SparseStrategy(Strategy):
         require_replies(len(good), asked, self.task.config.fleet.min_replies, self.failures)
         self.note_held([reply.client for reply in good])
         self.aggregate(server_round, good)
-        loss = average([r.loss for r in good], [r.examples for r in good])
+        loss = metrics.average([r.loss for r in good], [r.examples for r in good])
         return MetricRecord({"loss": loss, "clients": len(good)})
 
     def configure_evaluate(
@@ -233,7 +243,10 @@ class SparseStrategy(Strategy):
             return None
         samples = [told["examples"] for told in good]
         return MetricRecord(
-            {key: average([told[key] for told in good], samples) for key in ("accuracy", "loss")}
+            {
+                key: metrics.average([told[key] for told in good], samples)
+                for key in ("accuracy", "loss")
+            }
         )
 
     def summary(self) -> None:
@@ -416,27 +429,3 @@ class SparseStrategy(Strategy):
             except KeyError as error:
                 self.failures[client] = one_line(f"the reply lacks {error}")
         return good
-
-
-def average(values: Sequence[float], weights: Sequence[int]) -> float:
-    """Return sum_k p_k v_k with p_k = w_k / sum w; finite values have a finite mean."""
-    total = sum(weights)
-    return sum(value * (weight / total) for value, weight in zip(values, weights, strict=True))
-
-
-def require_replies(got: int, asked: int, least: float, failures: dict[int, str]) -> None:
-    """Raise TooFewRepliesError when a round has too few replies to go on."""
-    needed = least_replies(asked, least)
-    if got >= needed:
-        return
-    example = next((f"; client {c}: {reason}" for c, reason in sorted(failures.items())), "")
-    raise TooFewRepliesError(
-        f"{got} of {asked} clients replied, "
-        f"fleet.min_replies = {least:g} asks for {needed}{example}"
-    )
-
-
-def one_line(text: str | None) -> str:
-    """Return the last line of a reason, bounded, for tables and messages."""
-    lines = [line.strip() for line in (text or "no reason given").splitlines() if line.strip()]
-    return (lines[-1] if lines else "no reason given")[:300]

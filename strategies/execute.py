@@ -21,7 +21,8 @@ from strategies import foreign
 from strategies.addressing import Directory, MeteredGrid
 from strategies.async_rounds import AsyncLoop
 from strategies.asynchronous import AsyncStrategy
-from strategies.base import SparseStrategy, average
+from strategies.base import SparseStrategy
+from strategies.metrics import average
 from strategies.rounds import RoundLoop
 from strategies.task import Task
 

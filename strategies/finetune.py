@@ -23,6 +23,7 @@ class FineTune(FedAvg):
 
     Settings = FineTuneSettings
     program = "finetune"
+    clients_keep = False
 
     def plan(self, round_number: int) -> Plan:
         """Ask for FedAvg's training; fine-tuning is for tests."""

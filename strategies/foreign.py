@@ -17,11 +17,18 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsparse import models, registry, wire
 from fedsparse.config import Config, StrategySettings, settings_of
-from fedsparse.errors import ConfigError, FedSparseError, GridError, ModelError, RunFolderError
+from fedsparse.errors import (
+    ConfigError,
+    FedSparseError,
+    GridError,
+    ModelError,
+    RunFolderError,
+    one_line,
+)
 from fedsparse.runs import tree
 from fedsparse.sparsity import State
 from strategies.addressing import least_replies, round_size
-from strategies.base import SparseStrategy, one_line
+from strategies.base import SparseStrategy
 from strategies.task import Task
 
 WRAPPED = "wrapped strategy"

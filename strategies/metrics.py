@@ -4,6 +4,7 @@ A strategy of ours leaves out a reply with one wrong figure (`read`). Strategies
 makers judge for themselves; of their replies the run folder gets what fits (`fitting`).
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,12 @@ def fitting(message: Message) -> dict[str, Any]:
         for column, figure in FIGURES.items()
         if figure.fits(told.get(figure.key))
     }
+
+
+def average(values: Sequence[float], weights: Sequence[int]) -> float:
+    """Return sum_k p_k v_k with p_k = w_k / sum w; finite values have a finite mean."""
+    total = sum(weights)
+    return sum(value * (weight / total) for value, weight in zip(values, weights, strict=True))
 
 
 def _named(value: Any) -> str:

@@ -61,7 +61,7 @@ class PFedGateSettings(StrategySettings):
     optimise: Literal["joint", "alternating"] = Field(
         default="joint", description="of gate and model in each batch"
     )
-    gate_lr: Finite = Field(default=0.1, gt=0, description="learning rate of the gates")
+    gate_lr: Finite = Field(default=1.0, gt=0, description="learning rate of the gates")
     gate_start: Finite = Field(
         default=0.5, gt=0, lt=1, description="what gates are at first, around which they differ"
     )

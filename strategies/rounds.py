@@ -18,14 +18,16 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsparse import messages
 from fedsparse.config import Config
-from fedsparse.errors import TooFewRepliesError
+from fedsparse.errors import RunFolderError, TooFewRepliesError
 from fedsparse.messages import Plan
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress
 from fedsparse.sparsity import Mask, State
-from strategies import foreign, metrics
+from strategies import foreign
 from strategies.addressing import MeteredGrid, Traffic
-from strategies.base import SparseStrategy, average, one_line
+from strategies.base import SparseStrategy
+from strategies.client_rows import client_rows, remedy
+from strategies.metrics import average
 from strategies.replies import Reader
 from strategies.row_writer import RowWriter, tested
 from strategies.seats import Kept, KeptOf
@@ -175,7 +177,7 @@ class RoundLoop:
         except TooFewRepliesError as error:
             rows = self.client_rows(number, "train", asked, replies, traffic)
             self.folder.append_clients(rows)
-            raise TooFewRepliesError(f"{error}{_remedy(rows)}") from error
+            raise TooFewRepliesError(f"{error}{remedy(rows)}") from error
         rows = self.client_rows(number, "train", asked, replies, traffic)
         self.folder.append_clients(rows)
         self.record(number, rows, traffic, before, time.perf_counter() - started)
@@ -252,7 +254,6 @@ class RoundLoop:
         due = number % every == 0 or number == self.config.run.rounds
         good = [row for row in rows if row["status"] == "ok"]
         told = [r for r in good if r["loss"] is not None and r["examples"]]
-        mask = self.mask
         statuses = Counter(row["status"] for row in rows)
         row = {
             "round": number,
@@ -263,7 +264,7 @@ class RoundLoop:
             ),
             "density": self.density,
             "layer_density": self.layer_density,
-            "mask_change": mask.hamming(before) if mask and before else 0,
+            "mask_change": self.mask_change(before),
             "bytes_up": traffic.bytes_up,
             "bytes_down": traffic.bytes_down,
             "train_flops": sum(r["train_flops"] or 0.0 for r in good),
@@ -280,6 +281,12 @@ class RoundLoop:
         test = self.task.test_of(self.state, self.mask) if due and self.global_model else None
         self.writer.start(row, test)
 
+    def mask_change(self, before: Mask | None) -> int | None:
+        """Return how many entries of the mask changed; None where clients have their own."""
+        if callable(self.kept):
+            return None
+        return self.mask.hamming(before) if self.mask and before else 0
+
     def write(self, row: Row) -> None:
         """Append a whole row and show it."""
         self.folder.append_metrics(row)
@@ -294,43 +301,18 @@ class RoundLoop:
         traffic: Traffic,
     ) -> list[Row]:
         """Return a row for each client that was asked, whether it replied or not."""
-        client_of = self.grid.directory.client_of
-        first = {client_of[r.metadata.src_node_id]: r for r in reversed(replies)}
-        failures = self.strategy.failures if isinstance(self.strategy, SparseStrategy) else {}
-        trips = self.grid.trips if kind == "train" else {}
-        rows = []
-        for client in sorted(client_of[message.metadata.dst_node_id] for message in asked):
-            reply = first.get(client)
-            trip = trips.get(client)
-            lost = trip if trip and trip.status in ("late", "dropped") else None
-            reason = lost.reason if lost else failures.get(client) or _failure(reply)
-            told = {} if reason or reply is None else metrics.fitting(reply)
-            rows.append(
-                {
-                    "round": number,
-                    "client": client,
-                    "kind": kind,
-                    "status": lost.status if lost else "failed" if reason else "ok",
-                    "reason": reason,
-                    "examples": told.get("examples"),
-                    "loss": told.get("loss"),
-                    "accuracy": told.get("accuracy"),
-                    "bytes_up": traffic.up.get(client, 0),
-                    "bytes_down": traffic.down.get(client, 0),
-                    "train_flops": told.get("train_flops"),
-                    "memory_bytes": told.get("memory_bytes"),
-                    **self.of_budget(client, told),
-                    **(trip.row() if trip else {}),
-                }
-            )
-        return rows
-
-    def of_budget(self, client: int, told: Row) -> Row:
-        """Return a client's budget and the density that it came to, where clients have budgets."""
-        budget_of = getattr(self.strategy, "budget_of", None)
-        if "density" not in told or budget_of is None:
-            return {}
-        return {"budget": budget_of(client), "density": told["density"]}
+        ours = self.strategy if isinstance(self.strategy, SparseStrategy) else None
+        return client_rows(
+            number,
+            kind,
+            asked,
+            replies,
+            traffic,
+            client_of=self.grid.directory.client_of,
+            failures=ours.failures if ours else {},
+            trips=self.grid.trips if kind == "train" else {},
+            budget_of=ours.budget_of if ours else None,
+        )
 
     # -- checkpoints ------------------------------------------------------------------
 
@@ -374,6 +356,7 @@ class RoundLoop:
             return -1
         number, tree = found
         restored = self.restore_clients(number, tree["clients"])
+        self.check_restored(number, restored)
         if isinstance(self.strategy, SparseStrategy):
             self.strategy.load_state_dict(tree["strategy"])
         else:
@@ -383,6 +366,16 @@ class RoundLoop:
         if not restored and isinstance(self.strategy, SparseStrategy):
             self.strategy.held.forget()
         return number
+
+    def check_restored(self, number: int, restored: bool) -> None:
+        """Refuse to go on where clients have lost what they kept, as Flower's engine lets them."""
+        strategy = self.strategy
+        keeps = isinstance(strategy, SparseStrategy) and strategy.clients_keep
+        if keeps and number and not restored and not hasattr(self.grid.inner, "restore_states"):
+            raise RunFolderError(
+                f"clients of '{self.config.strategy['name']}' have models of their own, which this "
+                "engine does not give back; start again with another --out, or on inline or ray"
+            )
 
     def test_again(self, row: Row | None) -> Row | None:
         """Return the row that a checkpoint holds without its test, tested; None for none."""
@@ -394,24 +387,3 @@ class RoundLoop:
         if restore is not None:
             restore(self.folder.path, number, saved)
         return restore is not None and bool(saved)
-
-
-def _remedy(rows: Sequence[Row]) -> str:
-    """Return what to change where the simulated clock took replies away."""
-    lost = Counter(row["status"] for row in rows)
-    told = [
-        f"{lost[status]} came {status}" if status == "late" else f"{lost[status]} dropped out"
-        for status in ("late", "dropped")
-        if lost[status]
-    ]
-    if not told:
-        return ""
-    change = "raise fleet.deadline or fleet.over_selection, or lower fleet.min_replies"
-    return f"; {' and '.join(told)}: {change}, and start again with another --out"
-
-
-def _failure(reply: Message | None) -> str | None:
-    """Return why a client has no usable reply, or None."""
-    if reply is None:
-        return "no reply in time"
-    return one_line(reply.error.reason) if reply.has_error() else None

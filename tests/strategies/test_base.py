@@ -10,8 +10,7 @@ from fedsparse import messages, wire
 from fedsparse.config import FleetConfig
 from fedsparse.errors import TooFewRepliesError
 from fedsparse.sparsity import Mask
-from strategies.addressing import cohort
-from strategies.base import require_replies
+from strategies.addressing import cohort, require_replies
 from strategies.fedavg import FedAvg
 from strategies.static_mask import StaticMask
 from strategies.task import Task
