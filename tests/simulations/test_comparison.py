@@ -15,7 +15,7 @@ from fedsparse.runs import RunFolder
 from simulations import comparison
 from simulations.comparison import Plan
 from simulations.comparison_charts import accuracy_over, groups_of, mean_curve
-from simulations.comparison_page import cells_of, render, write_page
+from simulations.comparison_page import cells_of, columns_of, render, write_page
 from simulations.results import read
 from simulations.sweep import place_of
 from simulations.variants import Asked, Variant, points_of
@@ -93,6 +93,36 @@ def test_the_front_holds_just_what_no_other_beats(points):
         return any(b != a and b[0] <= a[0] and b[1] >= a[1] for b in points)
 
     assert sorted(comparison.pareto(points)) == [i for i, p in enumerate(points) if not beaten(p)]
+
+
+def test_personal_models_stand_in_the_table_where_a_variant_has_them():
+    """0.9 to 0.7 and 0.8 to 0.7: differences of 0.2 and 0.1; t(0.975; 1) = 12.7062."""
+    personal = ("accuracy_personal_mean", "accuracy_personal_p10")
+    plan = plan_of("fedavg", "finetune", seeds=(0, 1))
+    means = {"fedavg": (0.7, 0.7), "finetune": (0.9, 0.8)}
+    rows = [row(p, 0.5, **dict.fromkeys(personal, means[p.variant][p.seed])) for p in plan.points]
+    base, tuned = comparison.table_of(plan, rows)
+    assert tuned["accuracy_personal_mean"] == pytest.approx(0.85)
+    assert tuned["accuracy_personal_mean_difference"] == pytest.approx(0.15)
+    half = tuned["accuracy_personal_mean_difference_ci95"]
+    assert half == pytest.approx(12.7062 * 0.05, abs=1e-4)
+    assert base["accuracy_personal_mean_difference"] is None
+    names = [name for name, _ in columns_of(plan)]
+    cells = dict(zip(names, cells_of(plan, tuned), strict=True))
+    assert cells["Own models"].startswith("85.0 ± ")
+    assert cells["Its difference"].startswith("+15.0 ± ")
+    assert not plan_of("fedavg", "static").personal
+    assert "Own models" not in dict(columns_of(plan_of("fedavg", "static")))
+
+
+def test_the_page_sets_personal_accuracy_against_costs(tmp_path):
+    plan = plan_of("local", "finetune", seeds=(0,))
+    for point in plan.points:
+        figures = {"accuracy_personal_mean": 0.8, "accuracy_personal_p10": 0.6}
+        finish(tmp_path, point, **figures)
+    rows = comparison.point_rows(tmp_path, plan.points)
+    page = render(tmp_path, plan, rows, comparison.table_of(plan, rows))
+    assert "Accuracy of clients&#39; own models against" in page
 
 
 def test_a_line_of_the_table():
