@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from simulations import clock_charts, device_charts, timelines, units
+from simulations import budget_charts, clock_charts, device_charts, timelines, units
 from simulations.device_results import tracks
 from simulations.figures import (
     Chart,
@@ -34,6 +34,7 @@ def all_charts(runs: Sequence[Results], names: Sequence[str]) -> dict[str, list[
         "Sparsity": [*layer_densities(runs, names), mask_change(runs, names)],
         "Traffic": [traffic(runs, names), total_traffic(runs, names)],
         "Clients": [client_accuracy(runs, names), *partitions(runs, names)],
+        "Budgets": budget_charts.charts(runs, names),
         "Devices": _known(
             device_charts.mixture(timed, single), device_charts.memory(timed, single)
         ),
@@ -192,7 +193,7 @@ def client_accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart:
         traces = [_bars(found[0][1], edges)]
     else:
         traces = [_outline(i, names[i], values, edges) for i, values in found]
-    caption = "Each client tests the last global model on its own held-out samples."
+    caption = "Each client tests the model that it uses at the end on its own held-out samples."
     if len(runs) == 1:
         reached = np.array(found[0][1])
         plural = "1 client was" if len(reached) == 1 else f"{len(reached)} clients were"
