@@ -60,6 +60,7 @@ class Gated:
             solver=self.options["solver"],
             capacity=self.options["capacity"],
             available=available,
+            sized=self.options["sized_values"],
         )
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,9 @@ class PFedGateSettings(StrategySettings):
     capacity: Literal["exact", "paper-code"] = Field(
         default="exact", description="paper-code leaves a part of the budget unused"
     )
+    sized_values: bool = Field(
+        default=False, description="a block's value is the mean of its gate and its relative size"
+    )
     gates: Literal["batch", "client"] = Field(
         default="batch", description="blocks are picked for each batch, or for each epoch"
     )

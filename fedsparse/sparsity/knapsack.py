@@ -33,12 +33,14 @@ def choose(
     solver: str = "greedy",
     capacity: str = "exact",
     available: Counts | None = None,
+    sized: bool = False,
 ) -> Counts:
     """Return how many entries of each block are used within a budget in (0, 1].
 
     `gate` is the importance of each block in [0, 1]. No more of a block is used than what is
     `available` of it, all if unset. Solvers are "greedy", "exact" (dynamic programming) and
     "fractional"; capacities "exact" and "paper-code", which leaves part of the budget unused.
+    With `sized`, a block's value is the mean of its gate and its size relative to the largest.
     Raises ConfigError for a budget below the first blocks.
     """
     limit = blocks.sizes if available is None else available
@@ -46,7 +48,8 @@ def choose(
         return _fractional(gate, blocks, budget, limit)
     check_budget(blocks, budget)
     there = limit == blocks.sizes
-    values = np.rint(DIGITS * gate).astype(np.int64)
+    weighed = (gate + blocks.sizes / blocks.sizes.max()) / 2 if sized else gate
+    values = np.rint(DIGITS * weighed).astype(np.int64)
     used = blocks.first.copy()
     room = capacities(blocks, budget, capacity)
     solve = SOLVERS[solver]

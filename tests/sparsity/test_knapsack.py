@@ -98,6 +98,15 @@ def test_the_most_important_blocks_are_used():
     assert knapsack.choose(gate, blocks, 1.0).sum() == 10
 
 
+def test_sized_values_prefer_large_blocks():
+    """Gates 0.6 and 0.8 with sizes 10 and 2: values 8 and 5, where the gates alone say 6 and 8."""
+    blocks = Blocks({"a": (20,), "b": (4,)}, 2)
+    gate = np.array([0, 0.6, 0, 0.8])
+    budget = 22.5 / 24
+    assert list(knapsack.choose(gate, blocks, budget) > 0) == [True, False, True, True]
+    assert list(knapsack.choose(gate, blocks, budget, sized=True) > 0) == [True, True, True, False]
+
+
 def test_a_budget_below_the_first_blocks_is_refused_with_the_remedy():
     blocks = Blocks({"a": (100,)}, 5)
     with pytest.raises(ConfigError, match=r"a budget of 0\.1 is less than .* set strategy\.blocks"):
