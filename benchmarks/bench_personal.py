@@ -30,7 +30,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "ditto": ("ditto", (), ("strategy.personal_lambda=log:0.01:2.0",)),
     "fedrep": ("fedrep", (), ()),
     "fedbn": ("fedbn", (), ()),
-    "heterofl": ("heterofl", (), ()),
+    "heterofl": ("heterofl", ("strategy.static_norm=false",), ()),
     "dispfl": ("dispfl", ("strategy.density=0.5",), ()),
     "lotteryfl": ("lotteryfl", ("strategy.density=0.5",), ()),
     "pfedgate-1": ("pfedgate", ("strategy.density=1.0",), ("strategy.gate_lr=log:0.3:10.0",)),

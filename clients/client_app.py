@@ -36,12 +36,13 @@ def train(message: Message, context: Context) -> Message:
         memory.remember_mask(context, outcome.held or outcome.mask)
     content = RecordDict(
         {
-            messages.ARRAYS: reply_arrays(outcome.kept, outcome.mask, job, received),
+            messages.ARRAYS: reply_arrays(
+                outcome.kept, outcome.mask, job, received, told=outcome.told
+            ),
             messages.METRICS: train_metrics(job, received, outcome.trained, outcome.price),
         }
     )
-    if outcome.density is not None:
-        content.metric_records[messages.METRICS]["density"] = outcome.density
+    content.metric_records[messages.METRICS].update(outcome.figures)
     content.update(outcome.records)
     return Message(content, reply_to=message)
 

@@ -150,7 +150,15 @@ def train(
     """Train gate and model in place; a `model_lr` of 0 leaves the model as it is.
 
     Returns what training did, the most entries of each block that a batch used, and the mean.
+    Torch's own draws, such as dropout's, come from a child of the batches' stream.
     """
+    with torch.random.fork_rng(devices=[]):
+        return _train(own, data, model_lr, epochs)
+
+
+def _train(
+    own: Gated, data: Dataset, model_lr: float, epochs: int
+) -> tuple[Trained, Counts, NDArray[np.float64]]:
     job, options, size = own.visit.job, own.options, own.visit.job.settings.batch_size
     x, _ = local.tensors(data)
     work = gradients(job.backend, own.state, data)
@@ -158,6 +166,7 @@ def train(
     optimizer = Optimizer(Trainable({"all": theta}, {}), job.settings, model_lr, {})
     gate_lr = float(options["gate_lr"]) * job.lr / job.config.client.lr
     rng = own.visit.stream("batches")
+    torch.manual_seed(int(rng.spawn(1)[0].integers(2**63 - 1)))
     turns = ("gate", "model") if options["optimise"] == "alternating" else ("both",)
     own.gate.train()
     use, fixed, mask, loss, correct = Use(len(own.blocks)), None, None, 0.0, 0
@@ -176,7 +185,8 @@ def train(
                 spread = own.spread(factor, used)
                 found, right, gradient = work.of(own.flat * spread, chosen, mask)
                 if turn != "model":
-                    own.step_gate(factor, own.by_block(gradient * own.flat), gate_lr)
+                    reached = np.where(spread != 0, gradient * own.flat, np.float32(0))
+                    own.step_gate(factor, own.by_block(reached), gate_lr)
                 if turn != "gate" and model_lr:
                     theta.grad = clipped(torch.from_numpy(gradient * spread))
                     optimizer.step()

@@ -49,11 +49,21 @@ class GatedProgram(Program):
             mask.take(models.get_state(visit.job.model)),
             trained,
             mask,
-            {messages.WISH: record},
+            {messages.USED: wire.pack(own.blocks.to_bytes(used)), messages.WISH: record},
             self.price(own, used, mean_used, epochs),
             held=own.blocks.mask(wish),
-            density=float(mean_used.sum() / own.blocks.entries),
+            figures=self.shares(own, mean_used),
+            told=True,
         )
+
+    def shares(self, own: Gated, mean_used: NDArray[np.float64]) -> dict[str, float | list[float]]:
+        """Return the fractions that batches used on average: of the model, and of its layers."""
+        sizes, places = own.blocks.sizes, own.blocks.places
+        layers = [places[name] for name in own.visit.job.shapes]
+        return {
+            "density": float(mean_used.sum() / own.blocks.entries),
+            "layer-density": [float(mean_used[p].sum() / sizes[p].sum()) for p in layers],
+        }
 
     def open(self, visit: Visit) -> Gated:
         """Return the client's gate, as it was or fresh, beside the received model."""

@@ -216,16 +216,18 @@ def _decode(payload: bytes, schema: wire.Schema, held: Mask | None) -> wire.Deco
     return wire.decode(payload, schema, masks=() if held is None else (held,))
 
 
-def reply_arrays(kept: State, mask: Mask | None, job: Job, received: Received) -> ArrayRecord:
+def reply_arrays(
+    kept: State, mask: Mask | None, job: Job, received: Received, *, told: bool = False
+) -> ArrayRecord:
     """Encode a trained model the way the received one came.
 
-    A sparse model goes back as values alone where it has the mask that the server sent, else
-    with what differs.
+    A sparse model goes back as values alone where it has the mask that the server sent, or one
+    that it is told by other means, else with what differs.
     """
     if not received.sparse:
         return ArrayRecord({name: Array(np.asarray(value)) for name, value in kept.items()})
     values = job.plan.values
-    if mask == received.mask:
+    if told or mask == received.mask:
         return wire.pack(wire.encode_kept(kept, job.schema, mask, values=values))
     assert mask is not None
     state, base = mask.spread(kept), received.mask

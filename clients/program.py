@@ -46,7 +46,8 @@ class Outcome:
 
     `kept` holds the tensors that travel, of masked ones the kept values alone. `price` takes the
     place of what plain training costs by the plan. The client holds `held` from now on, where that
-    is another mask; `density` is told to the server where it is not the mask's.
+    is another mask. `figures` go into the record of metrics. With `told`, a record says which mask
+    it is, and values alone are sent.
     """
 
     kept: State
@@ -55,7 +56,8 @@ class Outcome:
     records: Mapping[str, ArrayRecord] = field(default_factory=dict)
     price: Price | None = None
     held: Mask | None = None
-    density: float | None = None
+    figures: Mapping[str, float | list[float]] = field(default_factory=dict)
+    told: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ GROWTH = "growth"
 CANDIDATES = "candidates"
 LABELS = "labels"
 WISH = "wish"
+USED = "used"
 
 EXPERIMENT_KEY = "experiment"
 PLAN_KEY = "plan"

@@ -93,10 +93,11 @@ class ClockedGrid(MeteredGrid):
         """Return how many clients a round needs; GridError when the fleet never has so many."""
         fleet = self.task.config.fleet
         enough = least_replies(round_size(fleet), fleet.min_replies)
-        if fleet.clients - refused < enough:
+        clients = fleet.training_clients
+        if clients - refused < enough:
             raise GridError(
-                f"{what} wants {enough} clients, and the devices of {fleet.clients - refused} of "
-                f"{fleet.clients} hold its training; lower fleet.min_replies, set fleet.fit, or "
+                f"{what} wants {enough} clients, and the devices of {clients - refused} of "
+                f"{clients} hold its training; lower fleet.min_replies, set fleet.fit, or "
                 "start again with larger devices"
             )
         return enough

@@ -55,6 +55,8 @@ class Enrolment:
         self.task = task
         self.fleet = fleet
         self.settings = task.config.client
+        self.training = task.config.fleet.training_clients
+        """Clients that take part in training, the first of the fleet."""
         self.whole = {layer.name: layer.weights for layer in task.cost.layers}
         self._sizes, self._place = np.unique(task.data.train_sizes, return_inverse=True)
 
@@ -147,14 +149,14 @@ class Enrolment:
     def refused(self, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]) -> int:
         """Return how many clients of the fleet hold the training in no seat."""
         *_, least = self.seats(fits)
-        return int(np.count_nonzero(self._reason(plan, kept, least)))
+        return int(np.count_nonzero(self._reason(plan, kept, least)[: self.training]))
 
     def refusals(self, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]) -> Refusals:
         """Return who is refused and why, and who gets a smaller seat, counted over the fleet."""
         columns = self.fleet.columns()
         reasons = np.zeros(self.fleet.clients, np.int8)
         reduced = {"batch": 0, "density": 0}
-        waiting = np.ones(self.fleet.clients, bool)
+        waiting = np.arange(self.fleet.clients) < self.training
         for seat in self.seats(fits):
             reasons = self._reason(plan, kept, seat)
             seated = waiting & (reasons == 0)
@@ -189,7 +191,7 @@ class Enrolment:
         columns, profiles = self.fleet.columns(), self.fleet.profiles
         if callable(kept):
             every = range(self.fleet.clients)
-            prices = [self.price(client, plan, kept, seat) for client in every]
+            prices = self._own_prices(plan, kept, seat)
             place = np.arange(self.fleet.clients)
             densities = [self.density(self.counts(kept(client), seat.share)) for client in every]
         else:
@@ -215,6 +217,19 @@ class Enrolment:
             (storage, columns.storage_bytes),
             (joules, columns.battery_joules),
         ]
+
+    def _own_prices(self, plan: Plan, kept: KeptOf, seat: Seat) -> list[Price]:
+        """Return each client's price; those alike, as most are at first, are reckoned once."""
+        known: dict[tuple[int, int], Price] = {}
+        found, alive = [], []
+        for client in range(self.fleet.clients):
+            counts, samples = kept(client), self.task.data.train_samples(client)
+            alive.append(counts)  # so that no other object takes its id
+            key = samples, id(counts)
+            if key not in known:
+                known[key] = self._price(samples, plan, counts, seat)
+            found.append(known[key])
+        return found
 
     # -- before the first round -------------------------------------------------------
 
@@ -251,10 +266,10 @@ class Enrolment:
     def _unmet(self, demands: Demands, fits: frozenset[str]) -> str | None:
         """Return what is wanted of clients and none of them has; None when each demand is met."""
         for plan, kept in demands:
-            if self.refused(plan, kept, fits) < self.fleet.clients:
+            if self.refused(plan, kept, fits) < self.training:
                 continue
             *_, least = self.seats(fits)
-            reasons = np.bincount(self._reason(plan, kept, least), minlength=4)
+            reasons = np.bincount(self._reason(plan, kept, least)[: self.training], minlength=4)
             code = int(reasons.argmax())
             wanted, there = self._needs(plan, kept, least)[code - 1]
             what, unit = (("memory", "bytes"), ("storage", "bytes"), ("battery", "joules"))[

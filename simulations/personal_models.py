@@ -73,18 +73,26 @@ class Personaliser:
                 f"'{path}' is a run of '{config.strategy['name']}', which knows no personal models"
             )
         self.strategy = strategy
-        self.epochs = max(1, int(config.strategy.get(ALL, epochs or 1)))
+        self.epochs = max(1, int(config.strategy.get(ALL, 1)))
         """Of fine-tuning the global model, to compare with."""
         found = self.folder.latest_checkpoint(lambda note: None)
         if found is None or found[0] != config.run.rounds:
             raise RunFolderError(f"'{path}' has lost its last checkpoint; start it again")
         self.round, tree = found
+        if strategy.clients_keep and not tree["clients"]:
+            raise RunFolderError(
+                f"'{path}' does not hold what its clients keep: its engine gives no state back; "
+                "run it on inline or ray"
+            )
         strategy.load_state_dict(tree["strategy"])
+        if not tree["clients"]:
+            strategy.held.forget()
         self.states = ClientStates(self.folder.path)
         self.states.restore(self.round, tree["clients"])
         clients = config.fleet.clients
         nodes = Consecutive(range(clients), range(FIRST_NODE, FIRST_NODE + clients))
         strategy.directory = Directory(nodes.inverse, nodes)
+        strategy.ready_to_test(self.round, None)
         internals.become_server(1)
 
     @property
@@ -197,9 +205,13 @@ def with_epochs(config: Config, asked: Mapping[str, int | None]) -> Config:
 
     Raises ConfigError for a gate's epochs where the strategy has no gates.
     """
+    name = config.strategy["name"]
     if asked[GATE] is not None and GATE not in config.strategy:
+        raise ConfigError(f"--gate-epochs: clients of '{name}' have no gates; leave it out")
+    if asked[ALL] is not None and ALL not in config.strategy:
         raise ConfigError(
-            f"--gate-epochs: clients of '{config.strategy['name']}' have no gates; leave it out"
+            f"--epochs: clients of '{name}' do not train before use; choose a run of finetune or "
+            "pfedgate, or leave it out"
         )
     changes = [
         f"strategy.{key}={epochs}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedsparse import registry
 from fedsparse.config import Config, override, resolve, settings_of
 from fedsparse.errors import ConfigError, MissingExtraError, RunFolderError
 from fedsparse.runs import RunFolder, tables
@@ -174,6 +175,12 @@ class Search:
             raise ConfigError(f"--metric {self.metric} needs a target; --set run.target_accuracy=")
         if self.metric in ("seconds_to_target", "joules_to_target") and not config.fleet.profile:
             raise ConfigError(f"--metric {self.metric} needs simulated devices; set fleet.profile")
+        cls = registry.load("strategies", str(config.strategy["name"]))
+        if self.metric != "client_accuracy" and not getattr(cls, "global_model", True):
+            raise ConfigError(
+                f"--metric {self.metric}: '{config.strategy['name']}' has no global model to test; "
+                "use --metric client_accuracy"
+            )
         tests = config.data.client_test_fraction and config.fleet.evaluate_clients
         if self.metric == "client_accuracy" and not tests:
             raise ConfigError(

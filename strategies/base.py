@@ -60,6 +60,9 @@ class SparseStrategy(Strategy):
     part = ""
     """Which of the model's tensors travel, as `fedsparse.models.part` names them; all if unset."""
 
+    trains_plainly = False
+    """Whether clients' program is for tests alone."""
+
     global_model = True
     """Whether the server's state is a model of use: one that is tested and reported."""
 
@@ -77,10 +80,12 @@ class SparseStrategy(Strategy):
         self.schema = task.part(self.part)
         self._parts: dict[float, Mask | None] = {}
         self._check_fit()
-        if task.config.client.keep_optimizer and self.clients_keep:
+        if self.program and not self.trains_plainly:
+            self._check_program()
+        if task.config.run.target_accuracy is not None and not self.global_model:
             raise ConfigError(
-                f"client.keep_optimizer: clients of '{self.settings.name}' begin each round with a "
-                "fresh optimizer; leave it out"
+                f"run.target_accuracy: '{self.settings.name}' has no global model that could reach "
+                "it; leave it out"
             )
 
     def _check_fit(self) -> None:
@@ -91,9 +96,23 @@ class SparseStrategy(Strategy):
                 "set fleet.fit to 'batch' or 'refuse'"
             )
 
+    def _check_program(self) -> None:
+        """Refuse what only plain training knows; raises ConfigError."""
+        config, name = self.task.config, self.settings.name
+        if config.client.keep_optimizer:
+            raise ConfigError(
+                f"client.keep_optimizer: clients of '{name}' begin each round with a fresh "
+                "optimizer; leave it out"
+            )
+        if config.engine.device != "cpu":
+            raise ConfigError(
+                f"engine.device = '{config.engine.device}': clients of '{name}' train on the CPU; "
+                "leave it out"
+            )
+
     @property
     def clients_keep(self) -> bool:
-        """Whether clients keep something of their own from round to round."""
+        """Whether clients keep models of their own from round to round."""
         return bool(self.program)
 
     # -- what a method overrides ------------------------------------------------------
@@ -131,6 +150,9 @@ class SparseStrategy(Strategy):
     def budget_of(self, client: int) -> float:
         """Return the fraction of the model that a client may use at once."""
         return 1.0
+
+    def ready_to_test(self, round_number: int, grid: Grid | None) -> None:
+        """Settle what tests by clients depend on; there is no grid after the run."""
 
     def mask_to_test(self, client: int) -> Mask | None:
         """Return the mask of the model that a client is sent for its own test."""
@@ -223,6 +245,7 @@ class SparseStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask clients to test the model on their own samples."""
+        self.ready_to_test(server_round, grid)
         fleet = self.task.config.fleet
         trained = range(min(fleet.training_clients, fleet.evaluate_clients))
         novel = range(fleet.training_clients, fleet.clients)[: fleet.evaluate_clients]

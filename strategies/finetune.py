@@ -24,6 +24,7 @@ class FineTune(FedAvg):
     Settings = FineTuneSettings
     program = "finetune"
     clients_keep = False
+    trains_plainly = True
 
     def plan(self, round_number: int) -> Plan:
         """Ask for FedAvg's training; fine-tuning is for tests."""

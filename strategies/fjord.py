@@ -35,6 +35,7 @@ class Fjord(WidthStrategy):
 
     Settings = FjordSettings
     program = "fjord"
+    clients_keep = False
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

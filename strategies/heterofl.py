@@ -37,16 +37,18 @@ class HeteroFl(WidthStrategy):
     """Averaging over nested slices: narrow clients share the first channels."""
 
     Settings = HeteroFlSettings
+    clients_keep = False
 
     def __init__(self, task: Task) -> None:
-        super().__init__(task)
-        if self.settings.own_labels:
+        if task.config.strategy["own_labels"]:
             self.program = "heterofl"
-            if task.data.classes == 1 or len(models.part(task.model, "head")) != 2:
-                raise ConfigError(
-                    "strategy.own_labels = true needs classes, and a last layer with a bias; set "
-                    "it to false"
-                )
+        super().__init__(task)
+        labelled = task.data.classes > 1 and len(models.part(task.model, "head")) == 2
+        if self.settings.own_labels and not labelled:
+            raise ConfigError(
+                "strategy.own_labels = true needs classes, and a last layer with a bias; set "
+                "it to false"
+            )
 
     @property
     def adds_up(self) -> bool:

@@ -8,6 +8,7 @@ mean, weight by weight, of what those sent that keep it (FedDST, Bibikar et al. 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flwr.app import Message
@@ -34,7 +35,8 @@ class OwnMaskReader(Reader):
         assert sent is not None
         try:
             payload = wire.unpack(messages.arrays_of(message))
-            decoded = wire.decode(payload, self.schema, masks=(sent,))
+            masks = (sent, *self.told(message, sent))
+            decoded = wire.decode(payload, self.schema, masks=masks)
             mask = decoded.mask
             self.check(mask, sent)
             told, extra = metrics.read(message, "examples", "loss"), self.next_mask(message, sent)
@@ -57,6 +59,10 @@ class OwnMaskReader(Reader):
                     f"the reply's mask keeps {count} weights of '{name}'; "
                     f"the one that was sent keeps {allowed[name]}"
                 )
+
+    def told(self, message: Message, sent: Mask) -> tuple[Mask, ...]:
+        """Return the mask that a record of the reply tells, where its payload does not."""
+        return ()
 
     def next_mask(self, message: Message, sent: Mask) -> Mask | None:
         """Return the mask that the client goes on with, where that is not the reply's."""
@@ -132,7 +138,12 @@ class OwnMasks(SparseStrategy):
 
     def kept_by(self, client: int) -> Kept:
         """Return how many weights a client keeps, by layer."""
-        return self.mask_of(client).layer_kept()
+        mask = self.masks.get(client)
+        return self._kept_first if mask is None else mask.layer_kept()
+
+    @cached_property
+    def _kept_first(self) -> Kept:
+        return self.kept_by_first()
 
     # -- figures and state ------------------------------------------------------------
 
@@ -159,7 +170,7 @@ class OwnMasks(SparseStrategy):
         """
         clients = max(self.task.config.fleet.training_clients, len(self.masks))
         unheard = clients - len(self.masks)
-        first = self.kept_by_first() if unheard else dict.fromkeys(self.task.shapes, 0)
+        first = self._kept_first if unheard else dict.fromkeys(self.task.shapes, 0)
         told = [mask.layer_kept() for mask in self.masks.values()]
         return {n: unheard * first[n] + sum(k[n] for k in told) for n in first}, clients
 

@@ -7,29 +7,28 @@ last reply (at most its budget and some to spare), and learns from the blocks th
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from pydantic import Field
 
-from fedsparse import messages, seeds, wire
+from fedsparse import seeds
 from fedsparse.config import Density, Finite, StrategySettings
-from fedsparse.errors import ConfigError, MaskError, WireError
+from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask
 from fedsparse.sparsity.blocks import Blocks
 from fedsparse.sparsity.cost import gate_entries, gate_flops
 from fedsparse.sparsity.knapsack import check_budget, choose
-from strategies import metrics
-from strategies.own_masks import OwnMaskReader, OwnMasks, weighted
+from strategies.own_masks import OwnMasks, weighted
 from strategies.replies import Reply
 from strategies.seats import Demands, Kept, Seat
 from strategies.sums import own_mask_mean
 from strategies.task import Task
+from strategies.wishes import WishReader, layer_shares
 
 STEP = 0.05
 """Budgets that devices are offered lie so far apart."""
@@ -82,34 +81,6 @@ class PFedGateSettings(StrategySettings):
     )
 
 
-@dataclass(frozen=True)
-class WishReader(OwnMaskReader):
-    """Reads replies of whole blocks among those that were sent, each with a wish for the next."""
-
-    blocks: Blocks | None = None
-
-    def check(self, mask: Mask | None, sent: Mask) -> None:
-        """Raise WireError for entries that were not sent, or cut through a block."""
-        if mask is None or mask.shapes != sent.shapes:
-            raise WireError("the reply's mask is not of the model's blocks")
-        if (mask - sent).kept:
-            raise WireError("the reply holds blocks that were not sent")
-        assert self.blocks is not None
-        try:
-            self.blocks.counts(mask)
-        except MaskError as error:
-            raise WireError(str(error)) from None
-
-    def next_mask(self, message: Message, sent: Mask) -> Mask:
-        """Decode which blocks the client wishes for."""
-        assert self.blocks is not None
-        try:
-            content = wire.unpack(message.content.array_records[messages.WISH])
-            return self.blocks.mask(self.blocks.from_bytes(content))
-        except MaskError as error:
-            raise WireError(f"the client's wish: {error}") from None
-
-
 class PFedGate(OwnMasks):
     """Personal gates over the blocks of one shared model."""
 
@@ -119,8 +90,9 @@ class PFedGate(OwnMasks):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.budgets: dict[int, float | None] = {}
-        self.used: dict[int, float] = {}
-        """The fraction of the model that each client's batches used when it last replied."""
+        self._kept_at: dict[float, Kept] = {}
+        self.used: dict[int, list[float]] = {}
+        """The fractions of layers that each client's batches used when it last replied."""
         s, fleet = self.settings, task.config.fleet
         if np.issubdtype(task.data.train.x.dtype, np.integer):
             raise ConfigError(
@@ -167,10 +139,14 @@ class PFedGate(OwnMasks):
 
     def kept_at(self, budget: float) -> Kept:
         """Return how many weights by layer a client of a budget holds: its own and the spare."""
+        if budget in self._kept_at:
+            return self._kept_at[budget]
         held = min(1.0, budget * (1 + self.settings.spare))
-        return {name: int(np.ceil(held * np.prod(s))) for name, s in self.task.shapes.items()}
+        shapes = self.task.shapes.items()
+        self._kept_at[budget] = {name: int(np.ceil(held * np.prod(s))) for name, s in shapes}
+        return self._kept_at[budget]
 
-    def settle(self, grid: Grid) -> None:
+    def settle(self, grid: Grid | None) -> None:
         """Give every client that has none yet the largest budget that its device holds."""
         ask = getattr(grid, "budget", None)
         if self.settings.budget_from == "devices" and ask is not None and not self.budgets:
@@ -182,12 +158,9 @@ class PFedGate(OwnMasks):
         self.settle(grid)
         return super().choose(grid, round_number, plan)
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Any:
-        """Settle budgets, then ask for tests."""
+    def ready_to_test(self, round_number: int, grid: Grid | None) -> None:
+        """Settle budgets."""
         self.settle(grid)
-        return super().configure_evaluate(server_round, arrays, config, grid)
 
     def kept_by(self, client: int) -> Kept:
         """Return how many weights a client holds at most, by layer."""
@@ -206,11 +179,14 @@ class PFedGate(OwnMasks):
         s = self.settings
         shape, heads = self.task.data.input_shape, s.heads
         gate = 2 * gate_entries(shape, len(self.blocks), heads)
-        model = self.task.cost.flops_of(None) * s.density
+        least = min([s.density, *(s.budgets or [])])
+        model = self.task.cost.flops_of(None) * least
         work = 1 + gate_flops(shape, len(self.blocks), heads) / model
-        steps = 2 if s.optimise == "alternating" else 1
         return replace(
-            super().own_plan(round_number), held=gate, work=work * steps, budget=s.density
+            super().own_plan(round_number),
+            held=gate,
+            work=work * (1 + (s.optimise == "alternating")),
+            budget=s.density,
         )
 
     # -- rounds -----------------------------------------------------------------------
@@ -227,7 +203,14 @@ class PFedGate(OwnMasks):
 
     def reader(self) -> WishReader:
         """Return a reader that knows the blocks that each client was sent."""
-        return WishReader(**self.sent(), blocks=self.blocks)
+        most = {client: self.most_of(client) for client in self.seats}
+        layers = len(self.task.shapes)
+        return WishReader(**self.sent(), blocks=self.blocks, most=most, layers=layers)
+
+    def most_of(self, client: int) -> int:
+        """Return the entries that a client is sent at most: its budget and some to spare."""
+        more = min(1.0, self.budget_of(client) * (1 + self.settings.spare))
+        return int(more * self.blocks.entries + 1e-6)
 
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
         """theta_g <- theta_g + sum_k p_k delta_k, where a block that was not sent has delta 0."""
@@ -235,25 +218,36 @@ class PFedGate(OwnMasks):
         self.state = own_mask_mean(weighted(replies), self.state, absent_stay=stay)
         self.note_masks(replies)
         for reply in replies:
-            self.used[reply.client] = metrics.read(reply.message, "density")["density"]
+            self.used[reply.client] = layer_shares(reply.message)
 
     @property
     def density(self) -> float:
-        """The mean over clients of what their batches used; before round 1, of the budgets."""
+        """The mean over clients of the fraction of prunable weights that their batches used."""
+        sizes = {name: math.prod(shape) for name, shape in self.task.shapes.items()}
+        used = math.fsum(self.layer_density[name] * size for name, size in sizes.items())
+        return used / sum(sizes.values())
+
+    @property
+    def layer_density(self) -> dict[str, float]:
+        """The same by layer; before round 1, the mean budget."""
         clients = range(self.task.config.fleet.training_clients)
-        used = list(self.used.values()) or list(map(self.budget_of, clients))
-        return math.fsum(used) / len(used)
+        told = list(self.used.values())
+        if not told:
+            budget = math.fsum(map(self.budget_of, clients)) / len(clients)
+            return dict.fromkeys(self.task.shapes, budget)
+        means = [math.fsum(column) / len(told) for column in zip(*told, strict=True)]
+        return dict(zip(self.task.shapes, means, strict=True))
 
     # -- state ------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Add the budgets that devices were given, and what clients used."""
         budgets = {str(client): budget for client, budget in self.budgets.items()}
-        used = {str(client): share for client, share in self.used.items()}
+        used = {str(client): shares for client, shares in self.used.items()}
         return {**super().state_dict(), "budgets": budgets, "used": used}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take the budgets, too."""
         super().load_state_dict(saved)
         self.budgets = {int(client): budget for client, budget in saved["budgets"].items()}
-        self.used = {int(client): share for client, share in saved["used"].items()}
+        self.used = {int(client): shares for client, shares in saved["used"].items()}

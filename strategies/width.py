@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 from pydantic import Field
 
@@ -206,13 +206,10 @@ class WidthStrategy(PersonalStrategy):
         self._grid = grid
         return super().choose(grid, round_number, plan)
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask clients to test the slices that they trained."""
+    def ready_to_test(self, round_number: int, grid: Grid | None) -> None:
+        """Turn to the slices that clients trained."""
         self._grid = grid
-        self.turn_to(server_round)
-        return super().configure_evaluate(server_round, arrays, config, grid)
+        self.turn_to(round_number)
 
     def ask_with_model(self, clients: Iterable[int], kind: str, plan: Plan) -> list[Message]:
         """Return one message a client with its slice, for a test with statistics of its own."""
@@ -224,6 +221,16 @@ class WidthStrategy(PersonalStrategy):
             asked += super().ask_with_model(members, kind, plan)
             self.state = whole
         return asked
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add the widths that devices were found to hold."""
+        fitting = {str(client): width for client, width in self._fitting.items()}
+        return {**super().state_dict(), "fitting": fitting}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take these widths, too."""
+        super().load_state_dict(saved)
+        self._fitting = {int(client): width for client, width in saved["fitting"].items()}
 
     # -- figures ----------------------------------------------------------------------
 

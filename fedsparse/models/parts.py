@@ -58,7 +58,7 @@ def part(model: nn.Module, rule: str) -> tuple[str, ...]:
     if rule in ("head", "body"):
         prefix = head_prefix(model)
         found = tuple(n for n in names if n.startswith(prefix) == (rule == "head"))
-        if not found:
+        if not found or len(found) == len(names):
             raise ConfigError(
                 f"the model is all one layer and has no {rule} of its own; choose a deeper "
                 "model.name, or another strategy"

@@ -50,7 +50,7 @@ def choose(
     there = limit == blocks.sizes
     weighed = (gate + blocks.sizes / blocks.sizes.max()) / 2 if sized else gate
     values = np.rint(DIGITS * weighed).astype(np.int64)
-    used = blocks.first.copy()
+    used = blocks.first & there
     room = capacities(blocks, budget, capacity)
     solve = SOLVERS[solver]
     for linear, free in ((True, room[0]), (False, room[1])):
@@ -84,11 +84,12 @@ def capacities(blocks: Blocks, budget: float, rule: str) -> tuple[int, int]:
         (blocks.sizes[blocks.in_linear == linear], blocks.first[blocks.in_linear == linear])
         for linear in (True, False)
     ]
+    total = int(budget * blocks.entries + 1e-9) - int(blocks.sizes[blocks.first].sum())
     if rule == "paper-code":
         slack = budget - least_gate(blocks, budget)
         linear, other = (round(float(size[~first].sum() * slack)) for size, first in sizes)
-        return linear, other
-    total = int(budget * blocks.entries + 1e-9) - int(blocks.sizes[blocks.first].sum())
+        linear = min(linear, total)
+        return linear, min(other, total - linear)
     size, first = sizes[0]
     linear = int(budget * size.sum() + 1e-9) - int(size[first].sum())
     linear = min(max(linear, 0), total)
@@ -146,6 +147,11 @@ def _fractional(gate: NDArray[np.float64], blocks: Blocks, budget: float, limit:
     least = (least_gate(blocks, budget) * blocks.sizes).astype(np.int64)
     counts = np.minimum(np.maximum(least, blocks.first), limit)
     free = int(budget * blocks.entries + 1e-9) - int(counts.sum())
+    if free < 0:
+        raise ConfigError(
+            f"a budget of {budget:g} is less than one entry of each tensor; raise it, or choose a "
+            "larger model"
+        )
     for item in np.lexsort((np.arange(len(gate)), -gate / blocks.sizes)):
         if free <= 0:
             break

@@ -138,7 +138,8 @@ def decode_flat(
     plain = len(payload) == body + CRC.size and payload.startswith(head)
     if not plain or (mask is not None and not mask.shapes.items() <= schema.shapes.items()):
         kept = _kept_values(*_open(payload, schema), schema, mask, finite)
-        return FlatValues(np.concatenate([value.reshape(-1) for value in kept.values()]), None)
+        parts = [np.zeros(0, np.float32), *(value.reshape(-1) for value in kept.values())]
+        return FlatValues(np.concatenate(parts), None)
     found, bits = check(payload, body, len(head), count)
     _check_sum(payload, body, found)
     flat = np.frombuffer(payload, "<f4", count, len(head))

@@ -44,3 +44,10 @@ def test_server_and_clients_agree(rule):
     task = Task.of(tiny())
     built = Built(("cnn", 0.5, (1, 8, 8), 10), task.model, task.schema, {}, task.cost, {})
     assert built.part(rule) == task.part(rule)
+
+
+@pytest.mark.parametrize("rule", ["head", "body"])
+def test_a_model_of_one_layer_has_no_parts(rule):
+    model = models.build("linear", input_shape=(8,), classes=3, width=1.0)
+    with pytest.raises(ConfigError, match=f"is all one layer and has no {rule} of its own"):
+        part(model, rule)

@@ -1,11 +1,23 @@
 """What clients keep of their own models: little on the disk, the same bits on every engine."""
 
-import pytest
+from dataclasses import replace
 
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedsparse import devices
 from fedsparse.errors import ConfigError, RunFolderError
+from fedsparse.messages import Plan
 from fedsparse.runs import RunFolder
+from simulations.enrolment import Enrolment
 from simulations.experiment import resume_experiment
 from simulations.grid import CohortGrid
+from strategies import foreign
+from strategies.task import Task
+from tests.command_line import error_line, invoke, tiny_toml
+from tests.device_files import fleet_file
 from tests.tiny_runs import model_bytes, rows, run, tiny
 
 PRUNED = (
@@ -74,11 +86,21 @@ def test_where_an_engine_gives_no_state_back_a_run_is_not_gone_on_with(tmp_path,
         resume_experiment(out)
 
 
-@pytest.mark.parametrize("name", ["pfedgate", "ditto", "local", "sub-fedavg"])
+@pytest.mark.parametrize("name", ["pfedgate", "ditto", "local", "sub-fedavg", "heterofl"])
 def test_an_optimizer_that_would_be_lost_each_round_is_refused(tmp_path, name):
     density = ("strategy.density=0.5",) if name in ("pfedgate", "sub-fedavg") else ()
+    density += ("strategy.own_labels=true",) if name == "heterofl" else ()
     with pytest.raises(ConfigError, match=r"client\.keep_optimizer: clients of"):
         run(tmp_path / "run", f"strategy.name={name}", *density, "client.keep_optimizer=true")
+
+
+def test_an_accelerator_that_would_not_be_used_is_refused():
+    task = Task.of(tiny("strategy.name=ditto"))
+    config = task.config.model_copy(
+        update={"engine": task.config.engine.model_copy(update={"device": "cuda"})}
+    )
+    with pytest.raises(ConfigError, match="clients of 'ditto' train on the CPU"):
+        foreign.make(replace(task, config=config))
 
 
 def test_novel_clients_are_never_drawn_and_always_tested(tmp_path):
@@ -112,3 +134,53 @@ def test_a_strategy_that_draws_by_itself_knows_no_novel_clients(tmp_path):
             "strategy.name=flwr.serverapp.strategy:FedAvg",
             "fleet.novel_clients=1",
         )
+
+
+@pytest.mark.parametrize("name", ["local", "fedper", "dispfl"])
+def test_a_target_that_no_global_model_could_reach_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="has no global model that could reach it"):
+        run(tmp_path / "run", f"strategy.name={name}", "run.target_accuracy=0.5")
+
+
+def test_a_search_for_what_no_strategy_measures_is_refused(tmp_path):
+    config = tiny_toml(tmp_path)
+    asked = ("--strategies", "fedper", "--trials", 1, "--space", "client.lr=0.1:0.2")
+    line = error_line(invoke("tune", config, *asked, "--metric", "accuracy"))
+    assert line == (
+        "--metric accuracy: 'fedper' has no global model to test; use --metric client_accuracy"
+    )
+
+
+def test_devices_of_clients_that_never_train_hold_nothing_up(tmp_path):
+    """Three small devices train, three large ones are novel: nobody holds the training."""
+    kinds = [{"share": 1.0, "memory_bytes": 1e4}]
+    fleet = fleet_file(tmp_path, *kinds)
+    common = (f"fleet.profile={fleet}", "fleet.clients=6", "strategy.name=fedavg")
+    with pytest.raises(ConfigError, match="no client holds the training"):
+        run(tmp_path / "all", *common)
+    task = Task.of(tiny(*common, "fleet.novel_clients=3"))
+    enrolment = Enrolment(task, devices.load(task.config.fleet, 0))
+    assert enrolment.refused(Plan(), None, frozenset()) == 3
+
+
+def dropping(input_shape, classes, width):
+    """A model that draws random numbers while it trains."""
+    inputs = int(np.prod(input_shape))
+    return nn.Sequential(
+        nn.Flatten(), nn.Dropout(0.3), nn.Linear(inputs, 16), nn.Linear(16, classes)
+    )
+
+
+@pytest.mark.parametrize("name", ["pfedgate", "ditto", "fedem"])
+def test_a_model_that_draws_gives_the_same_bits_each_time(tmp_path, name):
+    settings = (
+        f"strategy.name={name}",
+        *(("strategy.density=0.5",) if name == "pfedgate" else ()),
+        f"model.name={__name__}:dropping",
+        "client.backend=torch",
+        "run.rounds=1",
+    )
+    for out in ("one", "two"):
+        torch.rand(3)  # what others drew before must not matter
+        run(tmp_path / out, *settings)
+    assert model_bytes(tmp_path / "one") == model_bytes(tmp_path / "two")

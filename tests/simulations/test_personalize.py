@@ -9,6 +9,7 @@ import safetensors.numpy
 
 from fedsparse.runs import RunFolder
 from fedsparse.sparsity import Mask
+from simulations.grid import CohortGrid
 from tests.command_line import error_line, invoke
 from tests.tiny_runs import run
 
@@ -124,6 +125,8 @@ def test_what_a_run_does_not_have_is_told(tmp_path):
         (("--gate-epochs", "1"), "clients of 'fedtiny' have no gates"),
     ):
         assert said in error_line(invoke("personalize", tmp_path / "plain", *options))
+    line = error_line(invoke("personalize", tmp_path / "plain", "--epochs", "2"))
+    assert "clients of 'fedtiny' do not train before use" in line
     (tmp_path / "plain" / "summary.json").unlink()
     assert "is not finished" in error_line(invoke("personalize", tmp_path / "plain"))
     assert "nowhere" in error_line(invoke("personalize", tmp_path / "nowhere"))
@@ -136,3 +139,15 @@ def test_damaged_states_of_clients_are_told(gated, tmp_path):
     (tmp_path / "copy" / "clients.sqlite").unlink()
     line = error_line(invoke("personalize", tmp_path / "copy"))
     assert "is missing, which holds the states of 4 clients" in line
+
+
+def test_a_run_whose_engine_gives_no_state_back_is_refused(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.delattr(CohortGrid, "commit_states")
+    run(out, "strategy.name=fedper", "run.rounds=1")
+    assert "does not hold what its clients keep" in error_line(invoke("personalize", out))
+
+
+def test_a_mixture_is_no_single_model(tmp_path):
+    run(tmp_path / "run", "strategy.name=fedem", "run.rounds=1")
+    assert "has no single model" in error_line(invoke("personalize", tmp_path / "run"))

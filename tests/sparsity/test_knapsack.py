@@ -34,22 +34,36 @@ def test_the_budget_is_kept_and_less_than_one_block_of_it_is_left(blocks, budget
 
 @given(BLOCKS, st.floats(0.01, 1.0), GATES)
 def test_fractions_of_blocks_fill_the_budget_to_the_entry(blocks, budget, rng):
-    used = knapsack.choose(rng.random(len(blocks)), blocks, budget, solver="fractional")
-    assert (used >= blocks.first).all()
-    firsts = int(blocks.first.sum())
-    assert used.sum() == max(int(budget * blocks.entries + 1e-9), firsts) or used.sum() <= firsts
     least = np.floor(knapsack.least_gate(blocks, budget) * blocks.sizes)
+    assume(np.maximum(least, blocks.first).sum() <= int(budget * blocks.entries + 1e-9))
+    used = knapsack.choose(rng.random(len(blocks)), blocks, budget, solver="fractional")
+    assert used.sum() == int(budget * blocks.entries + 1e-9)
+    assert (used >= blocks.first).all()
     assert (used >= least).all()
+    assert (used <= blocks.sizes).all()
+
+
+@given(BLOCKS, st.floats(0.01, 1.0), GATES)
+def test_the_papers_capacity_exceeds_no_budget_either(blocks, budget, rng):
+    assume(budget >= blocks.least)
+    gate = rng.random(len(blocks))
+    used = knapsack.choose(gate, blocks, budget, capacity="paper-code")
+    assert used.sum() <= budget * blocks.entries + 1e-6
+
+
+def test_a_fraction_below_one_entry_of_each_tensor_is_refused():
+    with pytest.raises(ConfigError, match="less than one entry of each tensor"):
+        knapsack.choose(np.ones(1), Blocks({"a": (1,)}, 5), 0.5, solver="fractional")
 
 
 @given(BLOCKS, st.floats(0.05, 1.0), GATES, st.sampled_from(["greedy", "exact", "fractional"]))
 def test_only_what_is_available_is_used(blocks, budget, rng, solver):
-    assume(budget >= blocks.least)
+    assume(budget >= blocks.least and budget * blocks.entries >= 2 * len(blocks))
     drawn = rng.random(len(blocks))
     there = knapsack.choose(drawn, blocks, min(1.0, 1.3 * budget), solver=solver)
     used = knapsack.choose(rng.random(len(blocks)), blocks, budget, solver=solver, available=there)
     assert (used <= there).all()
-    assert used.sum() <= budget * blocks.entries + 1e-6 or solver == "fractional"
+    assert used.sum() <= budget * blocks.entries + 1e-6
 
 
 @given(

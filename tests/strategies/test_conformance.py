@@ -17,6 +17,7 @@ from fedsparse.runs import RunFolder
 from simulations import experiment
 from simulations.experiment import resume_experiment
 from simulations.grid import CohortGrid, InlineExecutor
+from simulations.personal_models import Personaliser
 from strategies.addressing import MeteredGrid
 from strategies.base import SparseStrategy
 from tests.tiny_runs import model_bytes, rows, run, tiny
@@ -110,6 +111,20 @@ def test_any_order_and_any_worker_gives_the_same_bits(finished, tmp_path, monkey
     assert result(tmp_path / "run") == result(finished(name))
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "fedem"])
+def test_personal_models_made_afterwards_are_those_that_clients_tested(finished, name):
+    """fedem's clients use a mixture, which is no single model."""
+    made = Personaliser(finished(name))
+    found = {row.client: row.accuracy_personal for row in made.make(range(6))}
+    made.close()
+    tested = {
+        row["client"]: row["accuracy"]
+        for row in RunFolder.open(finished(name)).clients()
+        if row["kind"] == "evaluate"
+    }
+    assert found == tested
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_byte_that_is_counted_was_sent(tmp_path, monkeypatch, name):
     sent = {"up": 0, "down": 0}
@@ -131,6 +146,13 @@ def test_every_byte_that_is_counted_was_sent(tmp_path, monkeypatch, name):
 
 SLOW = {"pfedgate": ("run.rounds=8", "client.lr=0.2", "strategy.gate_start=0.95")}
 """What a method needs to learn something on so little."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_may_travel_rounded(tmp_path, name):
+    summary = run(tmp_path / "run", *settings(name, "strategy.values=int8", "run.rounds=1"))
+    assert summary["rounds"] == 1
+    assert all(row["status"] == "ok" for row in RunFolder.open(tmp_path / "run").clients())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,6 +13,7 @@ from fedsparse.errors import ConfigError
 from fedsparse.runs import RunFolder
 from fedsparse.sparsity import knapsack
 from fedsparse.sparsity.blocks import Blocks
+from fedsparse.training.gradients import gradients
 from simulations import flower_internals as internals
 from tests.clients import visits
 from tests.device_files import fleet_file
@@ -29,9 +30,15 @@ def begun(*assignments):
     return strategy, grid
 
 
-def decoded(strategy, reply, sent):
+def blocks_of(strategy, reply, record):
+    content = wire.unpack(reply.content.array_records[record])
+    return strategy.blocks.mask(strategy.blocks.from_bytes(content))
+
+
+def decoded(strategy, reply):
     payload = wire.unpack(messages.arrays_of(reply))
-    return wire.decode(payload, strategy.schema, masks=(sent,))
+    used = blocks_of(strategy, reply, messages.USED)
+    return wire.decode(payload, strategy.schema, masks=(used,))
 
 
 # -- what travels -----------------------------------------------------------------------
@@ -45,13 +52,12 @@ def test_only_blocks_in_the_budget_and_to_spare_go_down_and_only_used_ones_come_
         for reply in play(strategy, grid, number):
             client = grid.directory.client_of[reply.metadata.src_node_id]
             assert 0.4 * entries < sent[client].kept <= 0.6 * entries
-            back = decoded(strategy, reply, sent[client])
+            back = decoded(strategy, reply)
             assert (back.mask - sent[client]).kept == 0
             used = strategy.blocks.counts(back.mask)
             assert (used[strategy.blocks.first] > 0).all()
             assert set(np.unique(used / strategy.blocks.sizes)) <= {0.0, 1.0}
-            size = wire.record_bytes(reply.content[messages.ARRAYS])
-            assert size < 4 * (back.mask.kept + 60) + 250
+            assert wire.record_bytes(reply.content[messages.ARRAYS]) == 4 * back.mask.kept + 36
 
 
 def test_the_gate_never_travels():
@@ -59,9 +65,10 @@ def test_the_gate_never_travels():
     replies = play(strategy, grid, 1)
     gate_size = 4 * 64 * len(strategy.blocks)  # of its linear layer alone
     for reply in replies:
-        assert set(reply.content.array_records) == {messages.ARRAYS, messages.WISH}
-        wish = wire.record_bytes(reply.content[messages.WISH])
-        assert wish == math.ceil(len(strategy.blocks) / 8)  # a bit a block
+        records = reply.content.array_records
+        assert set(records) == {messages.ARRAYS, messages.USED, messages.WISH}
+        for name in (messages.USED, messages.WISH):  # a bit a block
+            assert wire.record_bytes(records[name]) == math.ceil(len(strategy.blocks) / 8)
         client = grid.directory.client_of[reply.metadata.src_node_id]
         kept = internals.record_state(grid.inner.states()[client])
         gate = max((bytes(array.data) for array in kept["own.gate"].values()), key=len)
@@ -80,8 +87,7 @@ def test_the_next_model_brings_the_blocks_that_were_wished_for_and_no_positions(
     replies = play(strategy, grid, 1)
     for reply in replies:
         client = grid.directory.client_of[reply.metadata.src_node_id]
-        record = reply.content.array_records[messages.WISH]
-        wish = strategy.blocks.mask(strategy.blocks.from_bytes(wire.unpack(record)))
+        wish = blocks_of(strategy, reply, messages.WISH)
         assert strategy.mask_of(client) == wish
         assert wish != first[client]
     asked = strategy.configure_train(2, strategy.arrays(), None, grid)
@@ -95,13 +101,11 @@ def test_the_server_adds_the_weighted_changes_of_what_was_sent():
     """theta_g + sum_k p_k delta_k: a block that only one of four sent moves by its share."""
     strategy, grid = begun()
     before = {name: value.copy() for name, value in strategy.state.items()}
-    sent = {client: strategy.mask_of(client) for client in range(4)}
     replies = play(strategy, grid, 1)
     change = {name: np.zeros(value.shape) for name, value in before.items()}
     total = sum(r.content[messages.METRICS]["num-examples"] for r in replies)
     for reply in replies:
-        client = grid.directory.client_of[reply.metadata.src_node_id]
-        back = decoded(strategy, reply, sent[client])
+        back = decoded(strategy, reply)
         share = reply.content[messages.METRICS]["num-examples"] / total
         for name, value in back.state.items():
             there = back.mask[name] if name in back.mask else np.ones(value.shape, bool)
@@ -119,39 +123,58 @@ def test_the_server_adds_the_weighted_changes_of_what_was_sent():
         ("more", "blocks that were not sent"),
         ("cut", "in the midst of a block"),
         ("no wish", "the reply lacks 'wish'"),
-        ("torn wish", "the client's wish: 3 bytes do not tell the use of 28 blocks"),
+        ("no use", "the reply lacks 'used'"),
+        ("torn wish", "the client's 'wish': 3 bytes do not tell the use of 28 blocks"),
+        ("all wished", "wishes for 1482 entries; 889 are allowed"),
+        ("none wished", "the client's 'wish': the first block of a tensor is left out"),
+        ("no density", "the reply lacks 'density'"),
+        ("no layers", "does not tell its layer-density"),
+        ("odd layers", "layer-density is not 3 numbers from 0 to 1"),
     ],
 )
 def test_a_wrong_reply_is_left_out_with_its_reason(spoil, said):
     strategy, grid = begun()
     asked = strategy.configure_train(1, strategy.arrays(), None, grid)
     replies = grid.send_and_receive(asked)
-    sent = strategy.mask_of(0)
-    counts = strategy.blocks.counts(sent)
-    if spoil == "more":
-        counts[np.flatnonzero(counts == 0)[0]] = strategy.blocks.sizes[
-            np.flatnonzero(counts == 0)[0]
-        ]
-    if spoil == "cut":
-        whole = np.flatnonzero(counts > 2)[0]
-        bits = {name: np.array(part) for name, part in sent.items()}
-        name = next(n for n, place in strategy.blocks.places.items() if place.start == whole)
-        bits[name].reshape(-1)[0] = False
-        mask = type(sent).from_arrays(bits)
-    else:
-        mask = strategy.blocks.mask(counts)
-    content = replies[0].content
-    if spoil in ("more", "cut"):
-        state = {name: value.copy() for name, value in strategy.state.items()}
-        mask.apply_(state)
-        content[messages.ARRAYS] = wire.pack(wire.encode(state, mask=mask))
-    elif spoil == "no wish":
-        del content[messages.WISH]
-    else:
-        content[messages.WISH] = wire.pack(wire.unpack(content.array_records[messages.WISH])[:-1])
+    spoilt(strategy, replies[0].content, spoil)
     strategy.learn(1, replies)
     assert said in strategy.failures[0]
     assert set(strategy.failures) == {0}
+
+
+def spoilt(strategy, content, how):
+    """Make a reply's content wrong in one way."""
+    told, sent, blocks = content[messages.METRICS], strategy.mask_of(0), strategy.blocks
+    counts, sizes = blocks.counts(sent), blocks.sizes
+    if how == "more":
+        added = np.flatnonzero(counts == 0)[0]
+        counts[added] = sizes[added]
+        content[messages.USED] = wire.pack(blocks.to_bytes(counts))
+        content[messages.ARRAYS] = model(strategy, blocks.mask(counts))
+    elif how == "cut":
+        bits = {name: np.array(part) for name, part in sent.items()}
+        bits["fc1.weight"][0, 0] = False
+        content[messages.ARRAYS] = model(strategy, type(sent).from_arrays(bits))
+    elif how in ("no wish", "no use"):
+        del content[messages.WISH if how == "no wish" else messages.USED]
+    elif how == "torn wish":
+        whole = wire.unpack(content.array_records[messages.WISH])
+        content[messages.WISH] = wire.pack(whole[:-1])
+    elif how in ("all wished", "none wished"):
+        wished = sizes if how == "all wished" else np.zeros_like(sizes)
+        content[messages.WISH] = wire.pack(blocks.to_bytes(wished))
+    elif how == "no density":
+        del told["density"]
+    elif how == "no layers":
+        del told["layer-density"]
+    else:
+        told["layer-density"] = [0.5, 2.0, 0.5]
+
+
+def model(strategy, mask):
+    state = {name: value.copy() for name, value in strategy.state.items()}
+    mask.apply_(state)
+    return wire.pack(wire.encode(state, mask=mask))
 
 
 # -- budgets ----------------------------------------------------------------------------
@@ -221,6 +244,32 @@ def test_a_budget_below_the_first_blocks_is_refused_before_the_run(tmp_path):
         "run.rounds=1",
     )
     assert 0.05 < done["density"] <= 0.1
+
+
+@pytest.mark.parametrize("solver", ["greedy", "fractional"])
+def test_the_gradient_of_a_factor_is_that_of_what_is_kept_of_its_block(solver):
+    strategy = visits.strategy("pfedgate", f"strategy.solver={solver}", "strategy.density=0.4")
+    visit = visits.visit(strategy, mask=strategy.mask_of(0))
+    own = GatedProgram().open(visit)
+    data = visit.job.data.train
+    work = gradients(visit.job.backend, own.state, data)
+    chosen = np.arange(len(data.y))
+    drawn = torch.from_numpy(np.random.default_rng(0).random(len(own.blocks)))
+    used = own.choose(drawn, 0.4, own.available)
+    part = int(np.flatnonzero((used > 0) & (used < own.blocks.sizes + (solver == "greedy")))[0])
+    weight = torch.full((len(own.blocks),), 0.8)
+
+    def loss(step):
+        moved = weight.clone()
+        moved[part] += step
+        factor = own.factor(moved, moved, used)
+        spread = own.spread(factor, used)
+        found, _, gradient = work.of(own.flat * spread, chosen)
+        reached = np.where(spread != 0, gradient * own.flat, np.float32(0))
+        return found / len(chosen), float(own.by_block(reached)[part])
+
+    slope = (loss(0.05)[0] - loss(-0.05)[0]) / 0.1
+    assert loss(0.0)[1] == pytest.approx(slope, rel=0.1, abs=2e-4)
 
 
 # -- the gate and the personal model ----------------------------------------------------
