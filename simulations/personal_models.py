@@ -32,7 +32,7 @@ from strategies.addressing import Consecutive, Directory
 from strategies.base import SparseStrategy
 from strategies.task import Task
 
-FOLDER = "personal"
+FOLDER, TABLE = "personal", "personal.json"
 ALL, GATE = "finetune_epochs", "novel_epochs"
 """Keys of strategies: epochs in which a client trains the whole model, or its gate, before use."""
 
@@ -140,7 +140,7 @@ class Personaliser:
                 state, self.strategy.mask, purpose="fine-tuning", epochs=self.epochs
             )
             tuned = model.evaluate(data.test) if len(data.test.y) else None
-        return Made(
+        made = Made(
             client=client,
             examples=len(data.train.y),
             test_examples=len(data.test.y),
@@ -151,6 +151,9 @@ class Personaliser:
             accuracy_finetuned=_accuracy(tuned),
             folder=str(place),
         )
+        with writing(self.folder.path):
+            write_file(place / TABLE, (to_json(asdict(made)) + "\n").encode())
+        return made
 
     def _visit(self, client: int) -> Visit:
         """Return the visit of a client that is asked to use the last model."""
@@ -183,8 +186,8 @@ class Personaliser:
         return place
 
     def write_table(self, rows: Sequence[Made]) -> Path:
-        """Write what was found of each client, beside the models."""
-        path = self.folder.path / FOLDER / "personal.json"
+        """Write what was found of the clients that were asked for, beside their folders."""
+        path = self.folder.path / FOLDER / TABLE
         content: dict[str, Any] = {
             "run": str(self.folder.path),
             "epochs": self.epochs,

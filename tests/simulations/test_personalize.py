@@ -48,6 +48,7 @@ def test_every_clients_model_is_written_within_its_budget_and_the_run_is_left_as
         assert row["folder"] == str(place)
         state = safetensors.numpy.load_file(place / "model.safetensors")
         mask = Mask.load(place / "mask.safetensors")
+        assert json.loads((place / "personal.json").read_text()) == row
         assert row["density"] == mask.density <= 0.5 + 0.01  # biases lie in blocks, too
         for name, kept in mask.items():
             assert not state[name][~kept].any()
