@@ -150,10 +150,8 @@ def gates(results: list[dict[str, Any]]) -> list[str]:
 def show(result: dict[str, Any]) -> None:
     """Print one setting's table as Markdown."""
     print(f"\n**{result['clients']} clients, Dirichlet({result['alpha']})**\n")
-    print(
-        "| method | own models | to fedavg | weakest tenth | global | up | down | TFLOP | memory |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| method | own models | to fedavg | weakest tenth | global | sent | TFLOP | memory |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in result["table"]:
         mean, low = "accuracy_personal_mean", "accuracy_personal_p10"
         cells = [
@@ -162,8 +160,7 @@ def show(result: dict[str, Any]) -> None:
             interval(row[f"{mean}_difference"], row[f"{mean}_difference_ci95"], signed=True),
             interval(row[low], row[f"{low}_ci95"]),
             interval(row["accuracy"], row["accuracy_ci95"]),
-            f"{row['bytes_up'] / 1e6:.1f} MB",
-            f"{row['bytes_down'] / 1e6:.1f} MB",
+            f"{row['bytes'] / 1e6:,.0f} MB",
             f"{row['train_flops'] / 1e12:.2f}",
             f"{row['peak_client_memory_bytes'] / 1e6:.2f} MB",
         ]
