@@ -37,7 +37,7 @@ def fit_personal(visit: Visit) -> State:
     v starts where the client left it, a new client's at w, the received model.
     """
     received = visit.received.state
-    pull = float(str(visit.settings["personal_lambda"]))
+    pull = float(visit.settings["personal_lambda"])
     start = visit.recall(OWN) or received
     found, _ = solve(
         visit,
@@ -52,4 +52,4 @@ def fit_personal(visit: Visit) -> State:
 
 def epochs_of(visit: Visit) -> int:
     """Return for how many epochs a round the personal model is trained."""
-    return int(str(visit.settings["personal_epochs"]))
+    return int(visit.settings["personal_epochs"])

@@ -155,4 +155,4 @@ def uniform(visit: Visit) -> Figures:
 
 def count_of(visit: Visit) -> int:
     """Return M, the number of components."""
-    return int(str(visit.settings["components"]))
+    return int(visit.settings["components"])

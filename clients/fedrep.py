@@ -52,4 +52,4 @@ def head_flops(visit: Visit) -> float:
 
 def epochs_of(visit: Visit) -> int:
     """Return for how many epochs a head is trained."""
-    return int(str(visit.settings["head_epochs"]))
+    return int(visit.settings["head_epochs"])

@@ -27,7 +27,7 @@ class FedSelect(Program):
         shared = shared_mask(visit)
         start = merged(visit, shared)
         found, trained = fit_shared(visit, fit_own(visit, start, shared), shared)
-        rate, limit = (float(str(visit.settings[f"personal_{key}"])) for key in ("rate", "limit"))
+        rate, limit = (float(visit.settings[f"personal_{key}"]) for key in ("rate", "limit"))
         after = selected(start, found, shared, rate, limit)
         visit.keep(OWN, {name: found[name] for name in after.names}, own_mask(after))
         job = visit.job
@@ -66,7 +66,7 @@ def fit_own(visit: Visit, state: State, shared: Mask) -> State:
     if not own.kept:
         return state
     problem = Problem(frozen=frozenset(state.keys() - set(own.names)), movable=own)
-    epochs = int(str(visit.settings["personal_epochs"]))
+    epochs = int(visit.settings["personal_epochs"])
     found, _ = solve(visit, state, problem, purpose="personal", epochs=epochs)
     return {**state, **{name: found[name] for name in own.names}}
 

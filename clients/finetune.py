@@ -10,7 +10,7 @@ class FineTune(Program):
     def personal(self, visit: Visit) -> Personal:
         """Train the received model on the client's data; nothing of that is kept."""
         job, mask = visit.job, visit.received.mask
-        epochs = int(str(visit.settings["finetune_epochs"]))
+        epochs = int(visit.settings["finetune_epochs"])
         if not epochs:
             return super().personal(visit)
         settings = job.settings.model_copy(update={"local_epochs": epochs})

@@ -82,7 +82,7 @@ class _Steps:
     def __init__(self, visit: Visit, draw: Callable[[], float], most: float) -> None:
         self.visit, self.draw, self.most = visit, draw, most
         self.flops = 0.0
-        self.share = float(str(visit.settings["distillation"]))
+        self.share = float(visit.settings["distillation"])
         self.loss_function = local.loss_of(visit.job.data.train.classes)
 
     def run(self) -> Trained:

@@ -68,13 +68,13 @@ class GatedProgram(Program):
     def open(self, visit: Visit) -> Gated:
         """Return the client's gate, as it was or fresh, beside the received model."""
         job, options = visit.job, visit.settings
-        blocks = Blocks.of(job.model, int(str(options["blocks"])))
-        heads = int(str(options["heads"]))
+        blocks = Blocks.of(job.model, int(options["blocks"]))
+        heads = int(options["heads"])
         shape = job.data.train.x.shape[1:]
         with torch.random.fork_rng(devices=[]):
             rng = visit.constant_stream("gate")
             torch.manual_seed(int(rng.integers(2**63 - 1)))
-            gate = Gate(shape, len(blocks), heads, float(str(options["gate_start"])))
+            gate = Gate(shape, len(blocks), heads, float(options["gate_start"]))
         fresh = models.get_state(gate)
         kept = visit.recall(GATE, {name: value.shape for name, value in fresh.items()})
         models.load_state(gate, kept or fresh)

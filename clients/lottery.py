@@ -23,8 +23,8 @@ class Lottery(Program):
         least, tested = floors(visit), None
         if can_prune(mask, least):
             tested = mask
-            if accuracy(visit, state, mask) >= float(str(visit.settings["accuracy_threshold"])):
-                mask = prune_smallest(state, mask, float(str(visit.settings["prune_rate"])), least)
+            if accuracy(visit, state, mask) >= float(visit.settings["accuracy_threshold"]):
+                mask = prune_smallest(state, mask, float(visit.settings["prune_rate"]), least)
                 state = rewound(job.initial, mask)
         model, trained = visit.fit(state, mask)
         return Outcome(model.kept(), trained, mask, price=cost_of(job, mask, tested))

@@ -71,7 +71,7 @@ def inner_steps(visit: Visit, batch: Dataset, shared: State, rng: np.random.Gene
         job.settings.model_copy(update=plain),
         rng=rng,
         lr=job.lr,
-        epochs=int(str(visit.settings["inner_steps"])),
+        epochs=int(visit.settings["inner_steps"]),
         proximal_mu=setting(visit, "personal_lambda"),
         problem=Problem(anchor=shared),
     )
@@ -85,4 +85,4 @@ def outer_step(visit: Visit, shared: State, theta: State) -> State:
 
 def setting(visit: Visit, key: str) -> float:
     """Return a number among the strategy's settings."""
-    return float(str(visit.settings[key]))
+    return float(visit.settings[key])

@@ -8,6 +8,7 @@ functions of what a `Visit` holds. The plain program trains the model and sends 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Context
@@ -69,7 +70,7 @@ class Visit:
     context: Context
 
     @property
-    def settings(self) -> Mapping[str, object]:
+    def settings(self) -> Mapping[str, Any]:
         """The strategy's settings."""
         return self.job.config.strategy
 

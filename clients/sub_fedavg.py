@@ -43,9 +43,9 @@ class SubFedAvg(Program):
 
         They are compared after a whole step, also where the density allows only a part of it.
         """
-        rate, one = float(str(visit.settings["prune_rate"])), dict.fromkeys(mask.names, 1)
+        rate, one = float(visit.settings["prune_rate"]), dict.fromkeys(mask.names, 1)
         apart = distance(*(prune_smallest(state, mask, rate, one) for state in (first, last)))
-        far = apart > float(str(visit.settings["distance_threshold"]))
+        far = apart > float(visit.settings["distance_threshold"])
         return prune_smallest(last, mask, rate, least) if far else None
 
     def accepted(self, visit: Visit, state: State, mask: Mask, pruned: Mask | None) -> Mask:
@@ -53,7 +53,7 @@ class SubFedAvg(Program):
         if pruned is None:
             return mask
         smaller = pruned.spread(pruned.take(state))
-        enough = float(str(visit.settings["accuracy_threshold"]))
+        enough = float(visit.settings["accuracy_threshold"])
         return pruned if accuracy(visit, smaller, pruned) > enough else mask
 
     def personal(self, visit: Visit) -> Personal:

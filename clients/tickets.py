@@ -19,7 +19,7 @@ from fedsparse.training.price import Price, price
 def floors(visit: Visit) -> dict[str, int]:
     """Return how many weights of each layer are left when the density is reached."""
     shapes, settings = visit.job.shapes, visit.settings
-    density = float(str(settings["density"]))
+    density = float(settings["density"])
     share = allocation.ALLOCATIONS[str(settings["allocation"])]
     return allocation.layer_counts(shapes, share(shapes, density))
 

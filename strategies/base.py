@@ -17,13 +17,14 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsparse import messages, wire
 from fedsparse.config import StrategySettings
-from fedsparse.errors import ConfigError, FedSparseError, one_line
+from fedsparse.errors import FedSparseError, one_line
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State
 from strategies import metrics
 from strategies.added import AddedUp, PartialSum
 from strategies.addressing import Directory, MeteredGrid, cohort, require_replies, round_size
 from strategies.held import HeldMasks
+from strategies.refusals import check_fit, check_plain, check_target
 from strategies.replies import Reader
 from strategies.replies import Reply as Reply
 from strategies.seats import FULL, Demands, Kept, KeptOf, Seat, erk_counts, submask
@@ -79,36 +80,11 @@ class SparseStrategy(Strategy):
         """Sums of the round's models, where nothing more than their mean is wanted."""
         self.schema = task.part(self.part)
         self._parts: dict[float, Mask | None] = {}
-        self._check_fit()
+        check_fit(task.config, self.settings.name, self.fits)
         if self.program and not self.trains_plainly:
-            self._check_program()
-        if task.config.run.target_accuracy is not None and not self.global_model:
-            raise ConfigError(
-                f"run.target_accuracy: '{self.settings.name}' has no global model that could reach "
-                "it; leave it out"
-            )
-
-    def _check_fit(self) -> None:
-        fit, name = self.task.config.fleet.fit, self.settings.name
-        if fit in ("density", "both") and "density" not in self.fits:
-            raise ConfigError(
-                f"fleet.fit = '{fit}': strategy '{name}' needs one mask for all clients; "
-                "set fleet.fit to 'batch' or 'refuse'"
-            )
-
-    def _check_program(self) -> None:
-        """Refuse what only plain training knows; raises ConfigError."""
-        config, name = self.task.config, self.settings.name
-        if config.client.keep_optimizer:
-            raise ConfigError(
-                f"client.keep_optimizer: clients of '{name}' begin each round with a fresh "
-                "optimizer; leave it out"
-            )
-        if config.engine.device != "cpu":
-            raise ConfigError(
-                f"engine.device = '{config.engine.device}': clients of '{name}' train on the CPU; "
-                "leave it out"
-            )
+            check_plain(task.config, self.settings.name)
+        if not self.global_model:
+            check_target(task.config, self.settings.name)
 
     @property
     def clients_keep(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import Message
 
 from fedsparse import messages, wire
-from fedsparse.errors import ConfigError, FedSparseError, WireError
+from fedsparse.errors import FedSparseError, WireError
 from fedsparse.sparsity import Mask
 from strategies import metrics
 from strategies.base import SparseStrategy
@@ -79,14 +79,6 @@ class OwnMasks(SparseStrategy):
         self.masks: dict[int, Mask] = {}
         """The mask of each client that has replied."""
         self._first: dict[int, Mask] = {}
-
-    def _check_fit(self) -> None:
-        fit = self.task.config.fleet.fit
-        if fit in ("density", "both"):
-            raise ConfigError(
-                f"fleet.fit = '{fit}': clients of '{self.settings.name}' choose their masks "
-                "themselves; set fleet.fit to 'batch' or 'refuse'"
-            )
 
     # -- what a method overrides ------------------------------------------------------
 

@@ -138,7 +138,7 @@ def test_a_reply_under_a_denser_mask_or_none_is_refused():
 
 @pytest.mark.parametrize("name", ["lotteryfl", "sub-fedavg", "fedspa", "dispfl"])
 def test_a_smaller_share_of_a_mask_is_refused_in_one_line(name):
-    with pytest.raises(ConfigError, match="choose their masks themselves") as told:
+    with pytest.raises(ConfigError, match="or one that each chooses itself") as told:
         stage(f"strategy.name={name}", "strategy.density=0.3", "fleet.fit=density")
     assert "\n" not in str(told.value)
 
