@@ -37,6 +37,8 @@ _SYMBOLS = {
 _MOST_TICKS = 120
 _SPREAD = 10.0
 """Ratio of largest to smallest cost from which on an axis is logarithmic."""
+_DECADES = 1e3
+"""Ratio of costs from which a logarithmic axis has a tick a decade."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def _cost_chart(
     title, axis, _ = _COST_AXES[key]
     across: Row = {"title": {"text": f"{axis} ({unit})"}, "tickformat": "~g"}
     wide = min(costs) > 0 and max(costs) / min(costs) >= _SPREAD
-    across |= {"type": "log", "dtick": "D2"} if wide else {"rangemode": "tozero"}
+    decades = 1 if min(costs) > 0 and max(costs) / min(costs) >= _DECADES else "D2"
+    across |= {"type": "log", "dtick": decades} if wide else {"rangemode": "tozero"}
     upright: Row = {"title": {"text": f"{measure} (%)"}}
     if measure.startswith("Accuracy"):
         upright["range"] = _accuracy_range([row for _, row in shown])
