@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from clients.program import Outcome, Program, Visit
 from fedsparse import models
-from fedsparse.errors import TrainingError
 from fedsparse.sparsity import Mask
 from fedsparse.sparsity.slices import Slices, prefix
 from fedsparse.training import local
@@ -90,9 +89,7 @@ class _Steps:
         job = self.visit.job
         settings, data = job.settings, job.data.train
         (x, y), rng = local.tensors(data), self.visit.stream("batches")
-        norms = any(isinstance(layer, nn.BatchNorm1d) for layer in job.model.modules())
-        if settings.batch_size == 1 < len(y) and norms:
-            raise TrainingError("BatchNorm needs batches of two; raise client.batch_size (now 1)")
+        local.check_batches(job.model, settings, data)
         trainable = Trainable(dict(job.model.named_parameters()), {})
         optimizer = Optimizer(trainable, settings, job.lr, {})
         job.model.train(len(y) > 1)

@@ -101,7 +101,7 @@ class GatedProgram(Program):
         kept = own.blocks.layer_kept(used, names)
         cost = price(job.cost, job.config.client, plan, samples, kept)
         mean = {name: float(mean_used[own.blocks.places[name]].sum()) for name in names}
-        flops = job.cost.flops_of(mean) + gate_flops(shape, len(own.blocks), heads)  # type: ignore[arg-type]
+        flops = job.cost.flops_of(mean) + gate_flops(shape, len(own.blocks), heads)
         return Price(3 * samples * epochs * steps * flops, cost.memory)
 
     def personal(self, visit: Visit) -> Personal:

@@ -7,7 +7,7 @@ the server itself takes is not counted.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +55,8 @@ class ClockedGrid(MeteredGrid):
         self.task = task
         self.fleet = fleet
         self.enrolment = Enrolment(task, fleet)
+        self.budget = self.enrolment.budget
+        """Strategies ask it for the largest part of the model that a client's device holds."""
         self.now = 0.0
         self._trips: list[Trip] = []
         self._offers: dict[int, tuple[Price, float]] = {}
@@ -366,16 +368,6 @@ class ClockedGrid(MeteredGrid):
     ) -> dict[str, Any]:
         """Return what `devices.json` says: the mixture, who is refused, memory by method."""
         return devices_json(self.enrolment, plan, kept, fits)
-
-    def budget(
-        self,
-        client: int,
-        plan: Plan,
-        kept_of: Callable[[float], Kept | None],
-        choices: Sequence[float],
-    ) -> float | None:
-        """Return the largest of some budgets that fits a client's device; None for none."""
-        return self.enrolment.budget(client, plan, kept_of, choices)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the clock needs to go on from here."""

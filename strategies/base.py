@@ -265,8 +265,25 @@ class SparseStrategy(Strategy):
         return {name: self.state[name] for name in self.schema.names} if self.part else self.state
 
     def own_plan(self, round_number: int) -> Plan:
-        """Return a plan with this method's program and part."""
-        return Plan(round_number, self.settings.values, program=self.program, part=self.part)
+        """Return a plan with this method's program, part and costs."""
+        return Plan(
+            round_number,
+            self.settings.values,
+            program=self.program,
+            part=self.part,
+            held=self.held_entries,
+            work=self.work,
+        )
+
+    @property
+    def held_entries(self) -> int:
+        """Numbers that a client holds beside what training the model takes."""
+        return 0
+
+    @property
+    def work(self) -> float:
+        """What a client computes in a round, as a multiple of plain training."""
+        return 1.0
 
     def kept(self) -> Kept | KeptOf | None:
         """Return the kept weights by layer, or how to find a client's; None for a dense model."""

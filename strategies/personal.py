@@ -5,11 +5,8 @@ a method says which program that is, which part of the model travels, and what i
 beyond plain training.
 """
 
-from dataclasses import replace
-
 from fedsparse.config import Density, StrategySettings
 from fedsparse.errors import ConfigError
-from fedsparse.messages import Plan
 from strategies.base import SparseStrategy
 from strategies.seats import Demands
 from strategies.task import Task
@@ -35,21 +32,6 @@ class PersonalStrategy(SparseStrategy):
                 f"strategy.density = {self.settings.density:g}: {name} is dense; leave density "
                 "out, or choose a sparse strategy, such as pfedgate"
             )
-
-    @property
-    def held_entries(self) -> int:
-        """Numbers that a client holds beside what training the model takes."""
-        return 0
-
-    @property
-    def work(self) -> float:
-        """What a client computes in a round, as a multiple of plain training."""
-        return 1.0
-
-    def own_plan(self, round_number: int) -> Plan:
-        """Return a plan with this method's program, part and costs."""
-        plan = super().own_plan(round_number)
-        return replace(plan, held=self.held_entries, work=self.work)
 
     def demands(self, density: float) -> Demands:
         """Return dense training with all that a client holds."""

@@ -17,13 +17,13 @@ from pydantic import Field
 
 from fedsparse import seeds
 from fedsparse.config import Density, Finite, StrategySettings
-from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask
 from fedsparse.sparsity.blocks import Blocks
 from fedsparse.sparsity.cost import gate_entries, gate_flops
 from fedsparse.sparsity.knapsack import check_budget, choose
 from strategies.own_masks import OwnMasks, weighted
+from strategies.refusals import check_budgets, check_numbers
 from strategies.replies import Reply
 from strategies.seats import Demands, Kept, Seat
 from strategies.sums import own_mask_mean
@@ -92,23 +92,10 @@ class PFedGate(OwnMasks):
         self.budgets: dict[int, float | None] = {}
         self._kept_at: dict[float, Kept] = {}
         self.used: dict[int, list[float]] = {}
-        """The fractions of layers that each client's batches used when it last replied."""
-        s, fleet = self.settings, task.config.fleet
-        if np.issubdtype(task.data.train.x.dtype, np.integer):
-            raise ConfigError(
-                f"strategy '{s.name}': its gates take numbers, and the samples are integers, which "
-                "stand for tokens; choose other data or another strategy"
-            )
-        if s.budget_from == "devices" and fleet.profile is None:
-            raise ConfigError(
-                "strategy.budget_from = 'devices' needs devices; set fleet.profile, for example "
-                "--set fleet.profile=phones"
-            )
-        if s.budget_from == "devices" and s.budgets:
-            raise ConfigError(
-                "strategy.budgets are by client; leave them out, or set strategy.budget_from to "
-                "'settings'"
-            )
+        """Of layers, what each client's batches used when it last replied."""
+        s = self.settings
+        check_numbers(task.data.train.x, s.name)
+        check_budgets(task.config, s.budget_from, s.budgets)
         if s.solver != "fractional":
             check_budget(self.blocks, min([s.density, *(s.budgets or [])]))
 
@@ -137,13 +124,15 @@ class PFedGate(OwnMasks):
         most, least = self.settings.density, self.blocks.least
         return sorted(round(float(step), 6) for step in np.arange(most, least, -STEP)) or [most]
 
+    def with_spare(self, budget: float) -> float:
+        """Return the fraction of the model that a client of a budget is sent at most."""
+        return min(1.0, budget * (1 + float(self.settings.spare)))
+
     def kept_at(self, budget: float) -> Kept:
         """Return how many weights by layer a client of a budget holds: its own and the spare."""
-        if budget in self._kept_at:
-            return self._kept_at[budget]
-        held = min(1.0, budget * (1 + self.settings.spare))
-        shapes = self.task.shapes.items()
-        self._kept_at[budget] = {name: int(np.ceil(held * np.prod(s))) for name, s in shapes}
+        if budget not in self._kept_at:
+            held, shapes = self.with_spare(budget), self.task.shapes.items()
+            self._kept_at[budget] = {n: int(np.ceil(held * np.prod(s))) for n, s in shapes}
         return self._kept_at[budget]
 
     def settle(self, grid: Grid | None) -> None:
@@ -174,20 +163,22 @@ class PFedGate(OwnMasks):
         )
         return [(self.own_plan(1), self.kept_at(least))]
 
-    def own_plan(self, round_number: int) -> Plan:
-        """Return a plan with what the gate costs a client."""
+    @property
+    def held_entries(self) -> int:
+        """The gate and its gradients."""
+        return 2 * gate_entries(self.task.data.input_shape, len(self.blocks), self.settings.heads)
+
+    @property
+    def work(self) -> float:
+        """The gate beside the smallest budget's model; twice where they take turns."""
         s = self.settings
-        shape, heads = self.task.data.input_shape, s.heads
-        gate = 2 * gate_entries(shape, len(self.blocks), heads)
-        least = min([s.density, *(s.budgets or [])])
-        model = self.task.cost.flops_of(None) * least
-        work = 1 + gate_flops(shape, len(self.blocks), heads) / model
-        return replace(
-            super().own_plan(round_number),
-            held=gate,
-            work=work * (1 + (s.optimise == "alternating")),
-            budget=s.density,
-        )
+        model = self.task.cost.flops_of(None) * min([s.density, *(s.budgets or [])])
+        gate = gate_flops(self.task.data.input_shape, len(self.blocks), s.heads)
+        return float((1 + gate / model) * (1 + (s.optimise == "alternating")))
+
+    def own_plan(self, round_number: int) -> Plan:
+        """Return a plan with the usual budget; each client's own takes its place."""
+        return replace(super().own_plan(round_number), budget=self.settings.density)
 
     # -- rounds -----------------------------------------------------------------------
 
@@ -196,7 +187,7 @@ class PFedGate(OwnMasks):
 
         As many as its budget and the spare ones allow.
         """
-        more = min(1.0, self.budget_of(client) * (1 + self.settings.spare))
+        more = self.with_spare(self.budget_of(client))
         rng = seeds.stream(self.task.config.run.seed, 0, client, "blocks")
         drawn = rng.random(len(self.blocks))
         return self.blocks.mask(choose(drawn, self.blocks, more, solver=self.settings.solver))
@@ -209,8 +200,7 @@ class PFedGate(OwnMasks):
 
     def most_of(self, client: int) -> int:
         """Return the entries that a client is sent at most: its budget and some to spare."""
-        more = min(1.0, self.budget_of(client) * (1 + self.settings.spare))
-        return int(more * self.blocks.entries + 1e-6)
+        return int(self.with_spare(self.budget_of(client)) * self.blocks.entries + 1e-6)
 
     def aggregate(self, round_number: int, replies: Sequence[Reply]) -> None:
         """theta_g <- theta_g + sum_k p_k delta_k, where a block that was not sent has delta 0."""
@@ -224,8 +214,8 @@ class PFedGate(OwnMasks):
     def density(self) -> float:
         """The mean over clients of the fraction of prunable weights that their batches used."""
         sizes = {name: math.prod(shape) for name, shape in self.task.shapes.items()}
-        used = math.fsum(self.layer_density[name] * size for name, size in sizes.items())
-        return used / sum(sizes.values())
+        layers = self.layer_density
+        return math.fsum(layers[name] * n for name, n in sizes.items()) / sum(sizes.values())
 
     @property
     def layer_density(self) -> dict[str, float]:
@@ -237,8 +227,6 @@ class PFedGate(OwnMasks):
             return dict.fromkeys(self.task.shapes, budget)
         means = [math.fsum(column) / len(told) for column in zip(*told, strict=True)]
         return dict(zip(self.task.shapes, means, strict=True))
-
-    # -- state ------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Add the budgets that devices were given, and what clients used."""

@@ -1,5 +1,11 @@
 """What a strategy cannot do with the rest of a configuration, told before anything begins."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsparse.config import Config
 from fedsparse.errors import ConfigError
 
@@ -33,4 +39,29 @@ def check_target(config: Config, name: str) -> None:
     if config.run.target_accuracy is not None:
         raise ConfigError(
             f"run.target_accuracy: '{name}' has no global model that could reach it; leave it out"
+        )
+
+
+def check_numbers(samples: NDArray[Any], name: str) -> None:
+    """Raise ConfigError for samples that are tokens, of which a gate makes nothing."""
+    if np.issubdtype(samples.dtype, np.integer):
+        raise ConfigError(
+            f"strategy '{name}': its gates take numbers, and the samples are integers, which "
+            "stand for tokens; choose other data or another strategy"
+        )
+
+
+def check_budgets(config: Config, budget_from: str, budgets: Sequence[float] | None) -> None:
+    """Raise ConfigError for budgets from devices without any, or beside others by client."""
+    if budget_from != "devices":
+        return
+    if config.fleet.profile is None:
+        raise ConfigError(
+            "strategy.budget_from = 'devices' needs devices; set fleet.profile, for example "
+            "--set fleet.profile=phones"
+        )
+    if budgets:
+        raise ConfigError(
+            "strategy.budgets are by client; leave them out, or set strategy.budget_from to "
+            "'settings'"
         )

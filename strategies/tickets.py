@@ -4,13 +4,11 @@ Every client starts with the whole model. Its mask shrinks when its program says
 the density that was asked for, and never grows again.
 """
 
-from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
 
 from fedsparse.config import StrategySettings
-from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask
 from strategies.own_masks import OwnMasks
 from strategies.seats import Demands
@@ -39,22 +37,14 @@ class Tickets(OwnMasks):
     Settings: type[StrategySettings] = TicketSettings
     sparser = "--set strategy.name=static --set strategy.density={}"
 
-    @property
-    def held_entries(self) -> int:
-        """Numbers that a client holds beside what training the model takes."""
-        return 0
-
     def first_mask(self, client: int) -> Mask:
         """Return the mask that keeps everything."""
         return Mask.full(self.task.shapes)
 
-    def own_plan(self, round_number: int) -> Plan:
-        """Return a plan that counts one test of the client's training samples with the training.
-
-        A test is a forward pass; training is three.
-        """
-        work = 1 + 1 / (3 * self.task.config.client.local_epochs)
-        return replace(super().own_plan(round_number), held=self.held_entries, work=work)
+    @property
+    def work(self) -> float:
+        """The training, three passes, and one test of the client's training samples."""
+        return 1 + 1 / (3 * self.task.config.client.local_epochs)
 
     def demands(self, density: float) -> Demands:
         """Return dense training: a client is asked for it until it prunes."""

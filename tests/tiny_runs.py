@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fedsparse import config
 from fedsparse.config import Config
+from fedsparse.runs import RunFolder
 from simulations.experiment import run_experiment
 
 BASE: dict[str, dict[str, Any]] = {
@@ -46,3 +49,19 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def model_bytes(out: Path) -> bytes:
     """Return the bytes of the final model."""
     return (out / "model.safetensors").read_bytes()
+
+
+def run_and_interrupt(monkeypatch: Any, out: Path, row: int, *assignments: str) -> None:
+    """Run the tiny configuration until it is interrupted ahead of its `row`th row of figures."""
+    plain, seen = RunFolder.append_metrics, []
+
+    def interrupted(self: RunFolder, figures: Any) -> None:
+        seen.append(figures)
+        if len(seen) == row:
+            raise KeyboardInterrupt
+        plain(self, figures)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "append_metrics", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, *assignments)

@@ -102,7 +102,7 @@ class ModelCost:
         density = self._densities(mask)
         return sum(density[layer.name] * layer.forward_flops for layer in self.layers)
 
-    def flops_of(self, kept: Mapping[str, int] | None) -> float:
+    def flops_of(self, kept: Mapping[str, float] | None) -> float:
         """FLOPs of one sample's forward pass with `kept` weights by layer; others are dense."""
         kept = kept or {}
         return sum(

@@ -20,6 +20,7 @@ from fedsparse.sparsity import Mask, State
 from fedsparse.training import local
 from fedsparse.training.backend import Backend
 from fedsparse.training.flat_model import FlatModel
+from fedsparse.training.native import NativeModel
 
 Floats = NDArray[np.float32]
 
@@ -54,8 +55,7 @@ class TorchGradients:
     """By torch's automatic differentiation, on whole tensors."""
 
     def __init__(self, module: nn.Module, data: Dataset, backend: Backend) -> None:
-        if backend.settings.batch_size == 1 < len(data.y) and local.normalises_vectors(module):
-            raise TrainingError("BatchNorm needs batches of two; raise client.batch_size (now 1)")
+        local.check_batches(module, backend.settings, data)
         self.flat = FlatModel(module)
         self.settings = backend.settings
         self.x, self.y = local.tensors(data)
@@ -87,10 +87,8 @@ class NativeGradients:
 
     def __init__(self, backend: Backend, state: State, data: Dataset) -> None:
         self.backend = backend
-        model = backend.load(state)
-        self.x, self.y = model.arrays(data)  # type: ignore[attr-defined]
-        whole = program(backend.graph, None, backend.rule)
-        self.running = whole.pack(state).buffers
+        self.whole = NativeModel(backend.graph, backend.rule, state, None)
+        self.x, self.y = self.whole.arrays(data)
 
     def of(
         self, values: Floats, chosen: NDArray[np.int64], mask: Mask | None = None
@@ -98,7 +96,8 @@ class NativeGradients:
         """Return loss, right answers and gradient of a batch."""
         made = program(self.backend.graph, mask, self.backend.rule)
         index = made.index
-        own = Values(values if index is None else values[index], self.running)
+        running = self.whole.values.buffers
+        own = Values(values if index is None else values[index], running)
         outcome, found = made.gradient(own, self.x, self.y, chosen)
         if outcome.status == library.ONE_VALUE:
             raise TrainingError(
@@ -113,5 +112,4 @@ class NativeGradients:
 
     def buffers(self) -> State:
         """Return the running statistics."""
-        made = program(self.backend.graph, None, self.backend.rule)
-        return made.statistics(Values(self.running, self.running))
+        return self.whole.program.statistics(self.whole.values)

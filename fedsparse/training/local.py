@@ -135,8 +135,7 @@ def train(
     TrainingError when the loss or a trained weight is not finite, or BatchNorm meets
     batches of one.
     """
-    if settings.batch_size == 1 < len(data.y) and normalises_vectors(model):
-        raise TrainingError("BatchNorm needs batches of two; raise client.batch_size (now 1)")
+    check_batches(model, settings, data)
     lr = settings.lr if lr is None else lr
     epochs = settings.local_epochs if epochs is None else epochs
     with torch.random.fork_rng(devices=[]):
@@ -184,9 +183,11 @@ def _frozen(named: Mapping[str, nn.Parameter], names: Iterable[str]) -> Iterator
             parameter.requires_grad_(True)
 
 
-def normalises_vectors(model: nn.Module) -> bool:
-    """Tell whether a model has BatchNorm over vectors, which one sample cannot train."""
-    return any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+def check_batches(model: nn.Module, settings: ClientConfig, data: Dataset) -> None:
+    """Raise TrainingError where BatchNorm over vectors would meet batches of one."""
+    vectors = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+    if settings.batch_size == 1 < len(data.y) and vectors:
+        raise TrainingError("BatchNorm needs batches of two; raise client.batch_size (now 1)")
 
 
 def _train(

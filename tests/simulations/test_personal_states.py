@@ -18,7 +18,7 @@ from strategies import foreign
 from strategies.task import Task
 from tests.command_line import error_line, invoke, tiny_toml
 from tests.device_files import fleet_file
-from tests.tiny_runs import model_bytes, rows, run, tiny
+from tests.tiny_runs import model_bytes, rows, run, run_and_interrupt, tiny
 
 PRUNED = (
     "strategy.name=sub-fedavg",
@@ -69,18 +69,7 @@ def test_gates_and_models_are_the_same_on_every_engine(inline, tmp_path, engine)
 
 def test_where_an_engine_gives_no_state_back_a_run_is_not_gone_on_with(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    plain, seen = RunFolder.append_metrics, []
-
-    def interrupted(self, row):
-        seen.append(row)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return plain(self, row)
-
-    monkeypatch.setattr(RunFolder, "append_metrics", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(out, *GATED, "run.rounds=4")
-    monkeypatch.setattr(RunFolder, "append_metrics", plain)
+    run_and_interrupt(monkeypatch, out, 3, *GATED, "run.rounds=4")
     monkeypatch.delattr(CohortGrid, "restore_states")
     with pytest.raises(RunFolderError, match="have models of their own, which this engine"):
         resume_experiment(out)

@@ -20,7 +20,7 @@ from simulations.grid import CohortGrid, InlineExecutor
 from simulations.personal_models import Personaliser
 from strategies.addressing import MeteredGrid
 from strategies.base import SparseStrategy
-from tests.tiny_runs import model_bytes, rows, run, tiny
+from tests.tiny_runs import model_bytes, rows, run, run_and_interrupt, tiny
 
 ASYNCHRONOUS = {"fedasync", "fedbuff"}
 """They take replies one by one, by a simulated clock; `test_asynchronous.py` is theirs."""
@@ -70,18 +70,7 @@ def result(out):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(finished, tmp_path, monkeypatch, name):
-    plain, seen = RunFolder.append_metrics, []
-
-    def interrupted(self, row):
-        seen.append(row)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return plain(self, row)
-
-    monkeypatch.setattr(RunFolder, "append_metrics", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", *settings(name))
-    monkeypatch.setattr(RunFolder, "append_metrics", plain)
+    run_and_interrupt(monkeypatch, tmp_path / "run", 3, *settings(name))
     resume_experiment(tmp_path / "run")
     assert result(tmp_path / "run") == result(finished(name))
 
