@@ -91,6 +91,7 @@ def _member(context: Context, job: Job, received: Received) -> Member:
         lr=job.lr,
         mask=received.mask,
         proximal_mu=job.plan.proximal_mu,
+        l1=job.plan.l1,
         optimizer_state=memory.recall_optimizer(context, job, received.mask) if kept else {},
     )
 

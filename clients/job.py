@@ -79,12 +79,16 @@ class Job:
         """Shapes of everything in the model's state, by name."""
         return self.built.schema.shapes
 
+    @property
+    def forgotten(self) -> Dataset:
+        """The client's own samples that are to be forgotten, which `data` lacks."""
+        return data.of(self.config).forgotten(self.client)
+
     def draw(self, samples: int, purpose: str) -> Dataset:
         """Return a random part of the local training data; all of it for 0 samples."""
-        data = self.data.train
+        own = self.data.train
         rng = seeds.stream(self.seed, self.plan.stream, self.client, purpose)
-        chosen = rng.permutation(len(data.y))[: samples or len(data.y)]
-        return Dataset(data.x[chosen], data.y[chosen], data.classes)
+        return own.take(rng.permutation(len(own))[: samples or len(own)])
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def read_job(message: Message, context: Context) -> Job:
             f"this node is partition {client}, the run has {config.fleet.clients} clients; "
             "set fleet.clients to the number of nodes"
         )
-    federated = data.load(config.data, clients=config.fleet.clients, seed=config.run.seed)
+    federated = data.of(config)
     built = _model(config.model.name, config.model.width, federated.input_shape, federated.classes)
     built.reset_counters()
     backend = _backend(built, federated.input_shape, config.client)

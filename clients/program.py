@@ -63,11 +63,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Visit:
-    """A message to a client, read, with the client's own state."""
+    """A message to a client, read, with the client's own state.
+
+    `sent` holds what else the message brings in records of arrays.
+    """
 
     job: Job
     received: Received
     context: Context
+    sent: Mapping[str, ArrayRecord] = field(default_factory=dict)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -132,6 +136,7 @@ class Visit:
             lr=job.lr,
             epochs=epochs,
             proximal_mu=job.plan.proximal_mu if proximal_mu is None else proximal_mu,
+            l1=job.plan.l1,
         )
         return model, trained
 
@@ -158,6 +163,7 @@ class Program:
             rng=visit.stream("batches"),
             lr=job.lr,
             proximal_mu=job.plan.proximal_mu,
+            l1=job.plan.l1,
             optimizer_state=memory.recall_optimizer(visit.context, job, mask) if kept else None,
         )
         if kept:

@@ -6,6 +6,7 @@ keys are as well guarded as ours. Messages name the key, the value and the remed
 """
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,18 +18,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedsparse import registry
 from fedsparse.errors import ConfigError, UnknownNameError, did_you_mean
 from fedsparse.sections import (
+    AttackConfig,
     ClientConfig,
     DataConfig,
     Density,
     EngineConfig,
     Finite,
     FleetConfig,
+    ForgetConfig,
     ModelConfig,
     RunConfig,
     StrategySettings,
 )
 
 __all__ = [
+    "AttackConfig",
     "ClientConfig",
     "Config",
     "DataConfig",
@@ -36,6 +40,7 @@ __all__ = [
     "EngineConfig",
     "Finite",
     "FleetConfig",
+    "ForgetConfig",
     "ModelConfig",
     "RunConfig",
     "StrategySettings",
@@ -63,6 +68,8 @@ class Config(BaseModel):
     client: ClientConfig = ClientConfig()
     fleet: FleetConfig = FleetConfig()
     engine: EngineConfig = EngineConfig()
+    forget: ForgetConfig = ForgetConfig()
+    attack: AttackConfig = AttackConfig()
 
     def to_json(self) -> str:
         """Return the configuration as canonical JSON, as it travels to clients."""
@@ -299,6 +306,13 @@ def _check_together(config: Config) -> None:
             f"fleet.clients_per_round = {fleet.clients_per_round} is more than fleet.clients = "
             f"{fleet.clients}; lower it or register more clients"
         )
+    if fleet.pool and (fleet.clients_per_round or 1) > math.ceil(
+        fleet.pool * fleet.training_clients
+    ):
+        raise ConfigError(
+            f"fleet.pool = {fleet.pool:g} of {fleet.training_clients} clients is less than "
+            f"fleet.clients_per_round = {fleet.clients_per_round}; raise it"
+        )
     if config.engine.device == "cuda" and config.client.backend == "native":
         raise ConfigError(
             "client.backend = native trains on the CPU; set it to torch for engine.device = cuda"
@@ -308,6 +322,17 @@ def _check_together(config: Config) -> None:
             f"engine.cohort = {config.engine.cohort}: clients train at once on an accelerator "
             "alone; set engine.device = cuda, or leave engine.cohort out"
         )
+    for section, named in (("forget", config.forget), ("attack", config.attack)):
+        foreign = [client for client in named.client_set if client >= fleet.clients]
+        if foreign:
+            raise ConfigError(
+                f"{section}.clients names client {min(foreign)}; the run's are 0 to "
+                f"{fleet.clients - 1}"
+            )
+    if len(config.forget.client_set - set(range(fleet.training_clients, fleet.clients))) >= (
+        fleet.training_clients
+    ):
+        raise ConfigError("forget.clients leaves no client to train; name fewer")
     for kind, name in (("models", config.model.name), ("datasets", config.data.name)):
         if ":" not in name and name not in registry.names(kind):
             raise UnknownNameError(registry.SINGULAR[kind], name, registry.names(kind))

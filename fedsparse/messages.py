@@ -31,12 +31,19 @@ CANDIDATES = "candidates"
 LABELS = "labels"
 WISH = "wish"
 USED = "used"
+MOVABLE = "movable"
+GRADIENTS = "gradients"
+FORGOTTEN = "forgotten"
+ACTIVATIONS = "activations"
+TEACHER = "teacher"
 
 EXPERIMENT_KEY = "experiment"
 PLAN_KEY = "plan"
 ROUND_KEY = "server-round"
 EXAMPLES_KEY = "num-examples"
 QUERY_FLOPS_KEY = "query-flops"
+NORMS_KEY = "update-norms"
+FORGOTTEN_KEY = "num-forgotten"
 CLIENT_KEY = "partition-id"
 
 
@@ -50,6 +57,8 @@ class Plan:
     takes the place of the configuration's for a client with little memory. Random streams
     derive from `draw`, where it is not 0, in the place of the round: an asynchronous client may
     start several times in one.
+
+    `l1` is the weight of the L1 norm of all parameters in the loss.
 
     `program` names what a client does with the model, plain training if unset, and `part` which
     of its tensors travel, all if unset. Such a client holds `held` numbers beside what training
@@ -70,6 +79,7 @@ class Plan:
     held: int = 0
     work: float = 1.0
     budget: float = 1.0
+    l1: float = 0.0
 
     @property
     def stream(self) -> int:

@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from fedsparse import number_set
+from fedsparse.number_set import NumberSet
+
 
 def _finite(value: float) -> float:
     if not math.isfinite(value):
@@ -38,12 +41,18 @@ class RunConfig(Section):
     target_accuracy: Finite | None = Field(
         default=None, gt=0, le=1, description="what time, bytes and joules to a target count to"
     )
+    keep_norms: bool = Field(
+        default=False, description="clients tell how far each tensor moved, for FedEraser"
+    )
 
 
 class DataConfig(Section):
     """`[data]`: where samples come from and how they are dealt to clients."""
 
     name: str = Field(default="digits", description="see `fedsparse list datasets`")
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="of the partition and splits; run.seed if unset"
+    )
     path: str | None = Field(default=None, description="a file, a folder, or an id of the hub")
     partition: Literal["iid", "dirichlet", "shards", "quantity", "natural", "sampled"] = Field(
         default="dirichlet", description="how samples are dealt to clients"
@@ -73,6 +82,56 @@ class DataConfig(Section):
     classes: int = Field(default=10, ge=2, description="synthetic images: classes")
     image_size: int = Field(default=32, ge=4, description="synthetic images and folders: pixels")
     channels: Literal[1, 3] = Field(default=3, description="synthetic images and folders")
+
+
+class ForgetConfig(Section):
+    """`[forget]`: what a run is made without, as if it had never been there."""
+
+    clients: NumberSet | None = Field(default=None, description="never asked, such as 3,7-9")
+    classes: NumberSet | None = Field(default=None, description="in no client's data, no test")
+    samples: NumberSet | None = Field(default=None, description="rows of the training set")
+
+    @property
+    def client_set(self) -> frozenset[int]:
+        """The clients that are forgotten."""
+        return _numbers(self.clients)
+
+    @property
+    def class_set(self) -> frozenset[int]:
+        """The classes that are forgotten."""
+        return _numbers(self.classes)
+
+    @property
+    def sample_set(self) -> frozenset[int]:
+        """The samples that are forgotten, as rows of the source's training set."""
+        return _numbers(self.samples)
+
+    @property
+    def kind(self) -> Literal["client", "class", "samples"] | None:
+        """What is forgotten; the widest where it is several things, None for nothing."""
+        if self.clients:
+            return "client"
+        if self.classes:
+            return "class"
+        return "samples" if self.samples else None
+
+
+def _numbers(text: str | None) -> frozenset[int]:
+    return frozenset(number_set.parse(text)) if text else frozenset()
+
+
+class AttackConfig(Section):
+    """`[attack]`: clients that plant a backdoor, to see whether it can be forgotten."""
+
+    clients: NumberSet | None = Field(default=None, description="who plants it; nobody if unset")
+    label: int = Field(default=0, ge=0, description="the class that the trigger stands for")
+    fraction: Finite = Field(default=0.5, gt=0, le=1, description="of their training samples")
+    size: int = Field(default=3, ge=1, description="the trigger's side, in pixels")
+
+    @property
+    def client_set(self) -> frozenset[int]:
+        """The clients that plant the backdoor."""
+        return _numbers(self.clients)
 
 
 class ModelConfig(Section):
@@ -119,6 +178,9 @@ class FleetConfig(Section):
     )
     novel_clients: int = Field(
         default=0, ge=0, description="of them, the last so many never train, and are tested"
+    )
+    pool: Finite | None = Field(
+        default=None, gt=0, le=1, description="fraction of clients that is ever asked; all if unset"
     )
     min_replies: Finite = Field(
         default=0.5, gt=0, le=1, description="least fraction that must reply"

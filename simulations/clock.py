@@ -30,6 +30,7 @@ from strategies.addressing import (
     cohort,
     least_replies,
     payload_bytes,
+    pool,
     round_size,
 )
 from strategies.replies import Reader
@@ -57,6 +58,8 @@ class ClockedGrid(MeteredGrid):
         self.enrolment = Enrolment(task, fleet)
         self.budget = self.enrolment.budget
         """Strategies ask it for the largest part of the model that a client's device holds."""
+        self.candidates = pool(task.config.fleet, task.config.run.seed, task.absent)
+        """The clients that rounds draw from."""
         self.now = 0.0
         self._trips: list[Trip] = []
         self._offers: dict[int, tuple[Price, float]] = {}
@@ -80,9 +83,7 @@ class ClockedGrid(MeteredGrid):
         self._offers, self._plan = {}, plan
         self._refused = self.enrolment.refused(plan, kept, fits)
         wanted = round_size(config.fleet)
-        asked = min(
-            config.fleet.training_clients, math.ceil(wanted * (1 + config.fleet.over_selection))
-        )
+        asked = min(len(self.task.present), math.ceil(wanted * (1 + config.fleet.over_selection)))
         enough = self._enough(f"round {round_number}", self._refused)
         began = self.now
         while True:
@@ -94,8 +95,8 @@ class ClockedGrid(MeteredGrid):
     def _enough(self, what: str, refused: int) -> int:
         """Return how many clients a round needs; GridError when the fleet never has so many."""
         fleet = self.task.config.fleet
-        enough = least_replies(round_size(fleet), fleet.min_replies)
-        clients = fleet.training_clients
+        clients = len(self.task.present)
+        enough = least_replies(min(clients, round_size(fleet)), fleet.min_replies)
         if clients - refused < enough:
             raise GridError(
                 f"{what} wants {enough} clients, and the devices of {clients - refused} of "
@@ -113,13 +114,13 @@ class ClockedGrid(MeteredGrid):
         fits: frozenset[str],
     ) -> dict[int, Seat]:
         """Draw clients until enough are found, or all, or very many, were looked at."""
-        clients = self.task.config.fleet.training_clients
-        seed = self.task.config.run.seed
+        seed, absent = self.task.config.run.seed, self.task.absent
         rng = seeds.stream(seed, round_number, seeds.SERVER, "more clients")
         sized = self.task.config.fleet.model_copy(update={"clients_per_round": asked})
         looked: set[int] = set()
         seats: dict[int, Seat] = {}
-        draw = cohort(sized, seed, round_number)
+        clients = len(self.candidates)
+        draw = cohort(sized, seed, round_number, absent)
         while draw:
             for client in draw:
                 looked.add(client)
@@ -129,8 +130,9 @@ class ClockedGrid(MeteredGrid):
             if not missing or len(looked) >= min(clients, TRIES * asked):
                 break
             more = rng.permutation(clients) if clients <= 4 * asked + 1024 else None
-            found = more if more is not None else rng.integers(clients, size=4 * missing)
-            fresh = dict.fromkeys(int(c) for c in found if int(c) not in looked)
+            places = more if more is not None else rng.integers(clients, size=4 * missing)
+            found = (self.candidates[int(place)] for place in places)
+            fresh = dict.fromkeys(client for client in found if client not in looked)
             draw = list(fresh) or ([] if more is not None else draw[:1])
         return seats
 
@@ -138,7 +140,7 @@ class ClockedGrid(MeteredGrid):
         self, client: int, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]
     ) -> Seat | None:
         """Return a client's seat if it is there now and holds the training."""
-        if not self.fleet.device(client).available(self.now):
+        if client in self.task.absent or not self.fleet.device(client).available(self.now):
             return None
         offer = self.enrolment.seat(client, plan, kept, fits)
         if offer is None:

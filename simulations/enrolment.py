@@ -55,8 +55,11 @@ class Enrolment:
         self.task = task
         self.fleet = fleet
         self.settings = task.config.client
-        self.training = task.config.fleet.training_clients
-        """Clients that take part in training, the first of the fleet."""
+        self.present = np.zeros(fleet.clients, bool)
+        """Which clients take part in training."""
+        self.present[task.present] = True
+        self.training = int(np.count_nonzero(self.present))
+        """How many these are."""
         self.whole = {layer.name: layer.weights for layer in task.cost.layers}
         self._sizes, self._place = np.unique(task.data.train_sizes, return_inverse=True)
 
@@ -149,14 +152,14 @@ class Enrolment:
     def refused(self, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]) -> int:
         """Return how many clients of the fleet hold the training in no seat."""
         *_, least = self.seats(fits)
-        return int(np.count_nonzero(self._reason(plan, kept, least)[: self.training]))
+        return int(np.count_nonzero(self._reason(plan, kept, least)[self.present]))
 
     def refusals(self, plan: Plan, kept: Kept | KeptOf | None, fits: frozenset[str]) -> Refusals:
         """Return who is refused and why, and who gets a smaller seat, counted over the fleet."""
         columns = self.fleet.columns()
         reasons = np.zeros(self.fleet.clients, np.int8)
         reduced = {"batch": 0, "density": 0}
-        waiting = np.arange(self.fleet.clients) < self.training
+        waiting = self.present.copy()
         for seat in self.seats(fits):
             reasons = self._reason(plan, kept, seat)
             seated = waiting & (reasons == 0)
@@ -269,7 +272,7 @@ class Enrolment:
             if self.refused(plan, kept, fits) < self.training:
                 continue
             *_, least = self.seats(fits)
-            reasons = np.bincount(self._reason(plan, kept, least)[: self.training], minlength=4)
+            reasons = np.bincount(self._reason(plan, kept, least)[self.present], minlength=4)
             code = int(reasons.argmax())
             wanted, there = self._needs(plan, kept, least)[code - 1]
             what, unit = (("memory", "bytes"), ("storage", "bytes"), ("battery", "joules"))[

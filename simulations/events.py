@@ -63,13 +63,13 @@ class EventGrid(ClockedGrid):
 
         Of a large fleet, a thousand clients that are free are looked at, at most.
         """
-        clients, self._plan = self.task.config.fleet.training_clients, plan
+        clients, self._plan = self.candidates, plan
         rng = seeds.stream(self.task.config.run.seed, start, seeds.SERVER, "starts")
-        if clients <= LOOKS + len(busy):
-            draws: Iterable[Any] = rng.permutation(clients)
+        if len(clients) <= LOOKS + len(busy):
+            draws: Iterable[Any] = rng.permutation(len(clients))
         else:
-            draws = rng.integers(clients, size=LOOKS + len(busy))
-        for client in map(int, draws):
+            draws = rng.integers(len(clients), size=LOOKS + len(busy))
+        for client in (clients[int(place)] for place in draws):
             if client not in busy and (seat := self.seat(client, plan, kept, fits)):
                 return client, seat
         return None

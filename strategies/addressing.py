@@ -7,10 +7,11 @@ puts replies into the order of clients and counts the bytes of every payload.
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
@@ -145,16 +146,52 @@ def require_replies(got: int, asked: int, least: float, failures: dict[int, str]
     )
 
 
-def cohort(fleet: FleetConfig, seed: int, round_number: int) -> list[int]:
+def cohort(
+    fleet: FleetConfig, seed: int, round_number: int, absent: Collection[int] = ()
+) -> list[int]:
     """Return the clients of a round, ascending, by the run's own stream.
 
-    Two strategies with one seed see the same clients in each round.
+    Two strategies with one seed see the same clients in each round. One that is absent has another
+    in its place, so that a round that does not draw it is the same with and without it.
     """
-    size, clients = round_size(fleet), fleet.training_clients
-    if size >= clients:
-        return list(range(clients))
     rng = seeds.stream(seed, round_number, seeds.SERVER, "clients")
-    return sorted(int(c) for c in rng.choice(clients, size, replace=False))
+    return sorted(draw(rng, pool(fleet, seed, absent), round_size(fleet), absent))
+
+
+def pool(fleet: FleetConfig, seed: int, absent: Collection[int] = ()) -> Sequence[int]:
+    """Return the clients that the run's rounds draw from: all, or a fraction drawn once.
+
+    The smaller it is, the likelier a client that is to be forgotten was never asked (FATS, Tao et
+    al. 2024, stability of federated learning with respect to a client).
+    """
+    everyone = range(fleet.training_clients)
+    if fleet.pool is None:
+        return everyone
+    rng = seeds.stream(seed, 0, seeds.SERVER, "pool")
+    return draw(rng, everyone, math.ceil(fleet.pool * len(everyone)), absent)
+
+
+def draw(
+    rng: np.random.Generator, clients: Sequence[int], size: int, absent: Collection[int] = ()
+) -> list[int]:
+    """Draw some of the clients as if none were absent, and others in the places of absent ones.
+
+    Those come from further draws of the same stream, which say nothing of who else is absent.
+    There are fewer where too few are present; all that are present where `size` is all.
+    """
+    if size >= len(clients):
+        return [client for client in clients if client not in absent]
+    chosen = rng.choice(len(clients), size, replace=False)
+    found = [clients[int(place)] for place in chosen]
+    gone = [place for place, client in enumerate(found) if client in absent]
+    if not gone:
+        return found
+    left = np.setdiff1d(np.arange(len(clients)), chosen, assume_unique=True)
+    others = (clients[int(place)] for place in rng.permutation(left))
+    spare = (client for client in others if client not in absent)
+    for place, client in zip(gone, spare, strict=False):
+        found[place] = client
+    return [client for client in found if client not in absent]
 
 
 @dataclass

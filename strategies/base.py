@@ -222,10 +222,10 @@ class SparseStrategy(Strategy):
     ) -> Iterable[Message]:
         """Ask clients to test the model on their own samples."""
         self.ready_to_test(server_round, grid)
-        fleet = self.task.config.fleet
+        fleet, absent = self.task.config.fleet, self.task.absent
         trained = range(min(fleet.training_clients, fleet.evaluate_clients))
         novel = range(fleet.training_clients, fleet.clients)[: fleet.evaluate_clients]
-        clients = [*trained, *novel]
+        clients = [client for client in (*trained, *novel) if client not in absent]
         return self.ask_with_model(clients, messages.EVALUATE, self.own_plan(server_round))
 
     def aggregate_evaluate(
@@ -297,7 +297,8 @@ class SparseStrategy(Strategy):
         draw = getattr(grid, "cohort", None)
         if draw is None:
             config = self.task.config
-            return dict.fromkeys(cohort(config.fleet, config.run.seed, round_number), FULL)
+            drawn = cohort(config.fleet, config.run.seed, round_number, self.task.absent)
+            return dict.fromkeys(drawn, FULL)
         seats: dict[int, Seat] = draw(round_number, plan, self.kept(), self.fits)
         return seats
 

@@ -160,7 +160,7 @@ class OwnMasks(SparseStrategy):
 
         Those that have not trained yet count with the first mask of client 0.
         """
-        clients = max(self.task.config.fleet.training_clients, len(self.masks))
+        clients = max(len(self.task.present), len(self.masks))
         unheard = clients - len(self.masks)
         first = self._kept_first if unheard else dict.fromkeys(self.task.shapes, 0)
         told = [mask.layer_kept() for mask in self.masks.values()]

@@ -220,7 +220,7 @@ class PFedGate(OwnMasks):
     @property
     def layer_density(self) -> dict[str, float]:
         """The same by layer; before round 1, the mean budget."""
-        clients = range(self.task.config.fleet.training_clients)
+        clients = self.task.present
         told = list(self.used.values())
         if not told:
             budget = math.fsum(map(self.budget_of, clients)) / len(clients)

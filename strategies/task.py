@@ -4,7 +4,7 @@ One `Task` is built from the configuration and shared by the strategy and the ro
 loop; clients build the same model from the same configuration.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,7 +41,7 @@ class Task:
         unless it is not to `settle` for nodes that may differ.
         """
         torch.set_num_threads(1)
-        federated = data.load(config.data, clients=config.fleet.clients, seed=config.run.seed)
+        federated = data.of(config)
         model = models.build_seeded(
             config.model.name,
             input_shape=federated.input_shape,
@@ -85,6 +85,18 @@ class Task:
     def cost(self) -> ModelCost:
         """Arithmetic and memory of the model, layer by layer."""
         return ModelCost.of(self.model, self.data.input_shape)
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Clients that are never asked: forgotten ones, and those without training samples."""
+        return self.data.absent
+
+    @cached_property
+    def present(self) -> Sequence[int]:
+        """The clients that take part in training, ascending."""
+        every = range(self.config.fleet.training_clients)
+        absent = self.absent
+        return [client for client in every if client not in absent] if absent else every
 
     @property
     def public(self) -> Dataset:

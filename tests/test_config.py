@@ -19,7 +19,8 @@ KEYS = config.keys(config.settings_of("fedtiny"))
 
 def test_defaults_are_complete():
     found = resolve({}).model_dump()
-    assert set(found) == {"run", "data", "model", "strategy", "client", "fleet", "engine"}
+    sections = {"run", "data", "model", "strategy", "client", "fleet", "engine", "forget", "attack"}
+    assert set(found) == sections
     assert found["strategy"]["name"] == "fedtiny"
     assert {f"{s}.{k}" for s, values in found.items() for k in values} == set(KEYS)
 

@@ -1,12 +1,13 @@
 """Data: where samples come from, and which client holds which."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
 from fedsparse import registry, seeds
-from fedsparse.config import DataConfig
-from fedsparse.data import partitions
+from fedsparse.config import AttackConfig, Config, DataConfig, ForgetConfig
+from fedsparse.data import backdoor, partitions
 from fedsparse.data.dataset import (
     ClientData,
     Dataset,
@@ -18,10 +19,65 @@ from fedsparse.data.dataset import (
 )
 from fedsparse.errors import DataError
 
-__all__ = ["ClientData", "Dataset", "FederatedData", "Source", "load", "partition_counts"]
+__all__ = ["ClientData", "Dataset", "FederatedData", "Source", "load", "of", "partition_counts"]
 
 MOST_COUNTED = 2_000
 """Clients whose classes `partition_counts` counts."""
+
+
+def of(config: Config) -> FederatedData:
+    """Load what a configuration names, without what it forgets and with its attack.
+
+    Raises DataError as `load` does, and for classes and samples that are not there.
+    """
+    seed = config.run.seed if config.data.seed is None else config.data.seed
+    return _of(config.data, config.fleet.clients, seed, config.forget, config.attack)
+
+
+@lru_cache(maxsize=4)
+def _of(
+    data: DataConfig, clients: int, seed: int, forget: ForgetConfig, attack: AttackConfig
+) -> FederatedData:
+    whole = load(data, clients=clients, seed=seed)
+    if not forget.kind and not attack.clients:
+        return whole
+    if attack.clients:
+        backdoor.check(attack, whole.input_shape, whole.classes)
+    _check_forgotten(whole, forget)
+    changed = replace(whole, forget=forget, attack=attack)
+    if forget.classes:
+        gone = sorted(forget.class_set)
+        tested = np.isin(whole.test.y, gone)
+        changed = replace(
+            changed,
+            test=whole.test.take(np.flatnonzero(~tested)),
+            test_forgotten=whole.test.take(np.flatnonzero(tested)),
+            public=whole.public.take(np.flatnonzero(~np.isin(whole.public.y, gone))),
+        )
+    if len(changed.absent) >= clients:
+        raise DataError("[forget] leaves no client with a sample to train on; forget less")
+    return changed
+
+
+def _check_forgotten(whole: FederatedData, forget: ForgetConfig) -> None:
+    """Refuse classes that do not exist and samples that no client holds."""
+    if forget.classes and whole.classes == 1:
+        raise DataError("forget.classes: these targets are numbers, there are no classes")
+    unknown = [label for label in sorted(forget.class_set) if label >= whole.classes]
+    if unknown:
+        raise DataError(
+            f"forget.classes names class {unknown[0]}; the classes are 0 to {whole.classes - 1}"
+        )
+    if not forget.samples:
+        return
+    wanted = np.array(sorted(forget.sample_set), np.int64)
+    held = whole.partition.places if isinstance(whole.partition, Placed) else whole.rows
+    foreign = wanted if held is None else np.setdiff1d(wanted, held)
+    if len(foreign):
+        raise DataError(
+            f"forget.samples names sample {foreign[0]}, which belongs to no client; samples are "
+            "named by their row in the data set's training set"
+        )
 
 
 def load(data: DataConfig, *, clients: int, seed: int) -> FederatedData:
@@ -64,11 +120,11 @@ def _load(text: str, clients: int, seed: int) -> FederatedData:
     labels = source.train.y[rest]
     partition = _deal(data, labels, source.train.classes, column, clients, seed)
     if isinstance(source.train.x, np.memmap):  # a copy would be each process's own
-        train, partition = source.train, Placed(partition, rest)
+        train, partition, rows = source.train, Placed(partition, rest), None
     else:
-        train = source.train.take(rest)
+        train, rows = source.train.take(rest), rest
     return FederatedData(
-        train, test, source.train.take(public), partition, data.client_test_fraction, seed
+        train, test, source.train.take(public), partition, data.client_test_fraction, seed, rows
     )
 
 
@@ -127,9 +183,17 @@ def partition_counts(federated: FederatedData, most: int = MOST_COUNTED) -> list
     """
     first = range(min(most, federated.clients))
     if federated.classes == 1:
-        return [[int(federated.sizes[client])] for client in first]
+        return [[len(_held(federated, client))] for client in first]
     labels, classes = federated.train.y, federated.classes
     return [
-        np.bincount(labels[federated.partition[client]], minlength=classes).tolist()
+        np.bincount(labels[_held(federated, client)], minlength=classes).tolist()
         for client in first
     ]
+
+
+def _held(federated: FederatedData, client: int) -> Indices:
+    """Return the positions of a client's samples, without those that are forgotten."""
+    own = federated.partition[client]
+    if not federated.forget.kind:
+        return own
+    return own[:0] if client in federated.absent else own[~federated.is_forgotten(own)]

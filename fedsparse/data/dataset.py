@@ -10,29 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsparse import seeds
+from fedsparse.config import AttackConfig, ForgetConfig
+from fedsparse.data import backdoor
+from fedsparse.data.samples import Dataset, Indices
 from fedsparse.errors import DataError
 
-Indices = NDArray[np.int64]
+NOTHING, NOBODY = ForgetConfig(), AttackConfig()
 
-
-@dataclass(frozen=True)
-class Dataset:
-    """Samples and labels; `classes` is 1 for regression.
-
-    x: float32 (n, channels, height, width) or (n, features), or int64 tokens (n, length);
-    y: int64 (n,), or float32 for regression.
-    """
-
-    x: NDArray[Any]
-    y: NDArray[Any]
-    classes: int
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, index: Indices) -> "Dataset":
-        """Return the samples at some positions."""
-        return Dataset(self.x[index], self.y[index], self.classes)
+__all__ = ["ClientData", "Dataset", "FederatedData", "Indices", "Partition", "Placed", "Source"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,10 @@ class Placed(Partition):
 class FederatedData:
     """A dataset dealt to clients; `partition[k]` are positions in `train`.
 
-    A mapped `train` is the whole set; else it holds the clients' samples alone.
+    A mapped `train` is the whole set; else it holds the clients' samples alone. Row i of `train` is
+    row `rows[i]` of the source's training set, or row i where that is None: a sample's id. What
+    `forget` names is left out of all that clients and tests are given; `attack` names clients
+    whose samples carry a trigger.
     """
 
     train: Dataset
@@ -102,6 +90,11 @@ class FederatedData:
     partition: Sequence[Indices]
     client_test_fraction: float
     seed: int
+    rows: Indices | None = None
+    forget: ForgetConfig = NOTHING
+    attack: AttackConfig = NOBODY
+    test_forgotten: Dataset | None = None
+    """Test samples of the forgotten classes, which `test` lacks; None where there are none."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -110,7 +103,7 @@ class FederatedData:
 
     @property
     def classes(self) -> int:
-        """Number of classes; 1 for regression."""
+        """Number of classes, of those forgotten too; 1 for regression."""
         return self.train.classes
 
     @property
@@ -127,32 +120,109 @@ class FederatedData:
 
     @cached_property
     def train_sizes(self) -> NDArray[np.int64]:
-        """How many samples each client trains on."""
+        """How many samples each client trains on; none of a forgotten client's."""
         held = np.rint(self.client_test_fraction * self.sizes).astype(np.int64)
         left: NDArray[np.int64] = self.sizes - np.minimum(held, self.sizes - 1)
+        if self._parts_forgotten:
+            parts = (self._split(client)[0] for client in range(self.clients))
+            left = np.array([np.count_nonzero(~self.is_forgotten(own)) for own in parts], np.int64)
+        if self.forget.clients:
+            left = left.copy()
+            left[sorted(self.forget.client_set)] = 0
         return left
+
+    @cached_property
+    def absent(self) -> frozenset[int]:
+        """Clients that are never asked: forgotten ones, and those left without training samples."""
+        if not self._parts_forgotten:
+            return self.forget.client_set
+        return frozenset(np.flatnonzero(self.train_sizes == 0).tolist())
 
     def train_samples(self, client: int) -> int:
         """Return how many samples a client trains on, without looking them up."""
+        if self.forget.kind:
+            return int(self.train_sizes[client])
         size = int(self.sizes[client])
         return size - self._held_out(size)
+
+    def client(self, client: int) -> ClientData:
+        """Return one client's samples, split into training and test by the data's seed.
+
+        At least one is left to train on, unless it is forgotten. They are copied out at each call,
+        and not kept: a worker that serves all clients would end with the data set twice.
+        """
+        train, test = self._split(client)
+        if not self._parts_forgotten:
+            return ClientData(self._training(client, train), self.train.take(test))
+        kept = ~self.is_forgotten(train)
+        return ClientData(
+            self._training(client, train).take(np.flatnonzero(kept)),
+            self.train.take(test[~self.is_forgotten(test)]),
+        )
+
+    def forgotten(self, client: int) -> Dataset:
+        """Return those of a client's training samples that are forgotten: all of such a client."""
+        train, _ = self._split(client)
+        gone = self.is_forgotten(train) | (client in self.forget.client_set)
+        return self._training(client, train).take(np.flatnonzero(gone))
+
+    def ids(self, client: int) -> Indices:
+        """Return the ids of the samples that a client trains on if nothing is forgotten, rising."""
+        return self._ids(self._split(client)[0])
+
+    def test_ids(self, client: int) -> Indices:
+        """Return the ids of the samples that a client tests on if nothing is forgotten, rising."""
+        return self._ids(self._split(client)[1])
+
+    def is_forgotten(self, positions: Indices) -> NDArray[np.bool_]:
+        """Tell of samples at some positions which are of a forgotten class or forgotten alone."""
+        gone = np.zeros(len(positions), bool)
+        if self.forget.classes:
+            gone |= np.isin(self.train.y[positions], sorted(self.forget.class_set))
+        if self.forget.samples:
+            gone |= np.isin(self._ids(positions), self._sample_ids)
+        return gone
+
+    @property
+    def _parts_forgotten(self) -> bool:
+        return bool(self.forget.classes or self.forget.samples)
+
+    @cached_property
+    def _sample_ids(self) -> Indices:
+        return np.array(sorted(self.forget.sample_set), np.int64)
+
+    def _ids(self, positions: Indices) -> Indices:
+        return positions if self.rows is None else self.rows[positions]
 
     def _held_out(self, samples: int) -> int:
         """Return how many of a client's samples it tests on: one is left to train on."""
         return min(round(self.client_test_fraction * samples), samples - 1)
 
-    def client(self, client: int) -> ClientData:
-        """Return one client's samples, split into training and test by the run's seed.
-
-        At least one is left to train on. They are copied out at each call, and not kept: a
-        worker that serves all clients would end with the data set twice.
-        """
+    def _split(self, client: int) -> tuple[Indices, Indices]:
+        """Return the positions that a client trains on and tests on, whatever is forgotten."""
         if not 0 <= client < self.clients:
             raise DataError(f"there is no client {client}; the run has {self.clients}")
         own = self.partition[client]
         rng = seeds.stream(self.seed, 0, client, "split")
         held = self._held_out(len(own))
         order = rng.permutation(len(own))
-        return ClientData(
-            self.train.take(np.sort(own[order[held:]])), self.train.take(np.sort(own[order[:held]]))
-        )
+        return np.sort(own[order[held:]]), np.sort(own[order[:held]])
+
+    def _training(self, client: int, positions: Indices) -> Dataset:
+        """Return the samples that a client trains on, with a trigger where it plants one."""
+        data = self.train.take(positions)
+        if client not in self.attack.client_set:
+            return data
+        rng = seeds.stream(self.seed, 0, client, "backdoor")
+        return backdoor.poisoned(data, self.attack, self._patch, rng)
+
+    @property
+    def triggered(self) -> Dataset | None:
+        """Test samples of other classes with the attack's trigger and its label; None without."""
+        if not self.attack.clients:
+            return None
+        return backdoor.triggered(self.test, self.attack, self._patch)
+
+    @cached_property
+    def _patch(self) -> float:
+        return backdoor.brightest(self.train)

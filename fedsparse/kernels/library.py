@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedsparse.kernels.build import LIBRARY, source_hash
 
-ABI = 6
+ABI = 7
 BLOCK = 16_384
 """Weights whose gradient exists at one time in the search for the largest."""
 SWITCH = "FEDSPARSE_KERNELS"
@@ -73,7 +73,7 @@ class Settings(ctypes.Structure):
     _fields_ = [
         ("optimizer", ctypes.c_int32),
         *((name, ctypes.c_float) for name in ("lr", "momentum", "weight_decay", "beta1")),
-        *((name, ctypes.c_float) for name in ("beta2", "epsilon", "proximal")),
+        *((name, ctypes.c_float) for name in ("beta2", "epsilon", "proximal", "l1")),
     ]
 
 

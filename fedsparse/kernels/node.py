@@ -41,9 +41,9 @@ def compile_node(
 
 
 def write_job(path: Path, program: Program, values: Values, job: Job) -> None:
-    """Write a local round; raises ModelError for a proximal term, which a program lacks."""
-    if job.optimizer.proximal_mu:
-        raise ModelError("a round with a proximal term cannot be written for a program")
+    """Write a local round; raises ModelError for terms of the loss that a program lacks."""
+    if job.optimizer.proximal_mu or job.optimizer.l1:
+        raise ModelError("a round with a proximal term or an L1 norm cannot be written")
     plan, optimizer = program.plan, job.optimizer
     model = library.Model(
         tensor_count=len(plan.tensors),

@@ -46,13 +46,17 @@ class Values:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer's name (sgd, momentum, adam), constants and the proximal term's weight."""
+    """An optimizer's name (sgd, momentum, adam), constants, and weights of what joins the loss.
+
+    That is the proximal term and the L1 norm of the weights.
+    """
 
     name: str
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
     proximal_mu: float = 0.0
+    l1: float = 0.0
 
     def settings(self) -> library.Settings:
         """Return the constants as the kernels read them; Adam's are torch's defaults."""
@@ -65,6 +69,7 @@ class Optimizer:
             beta2=0.999,
             epsilon=1e-8,
             proximal=self.proximal_mu,
+            l1=self.l1,
         )
 
     @property
@@ -247,15 +252,17 @@ class Program:
         edges: NDArray[np.int64],
         optimizer: Optimizer,
         slots: Slots,
+        *,
+        still: bool = False,
     ) -> Outcome:
         """Train in place: rows of `x` in the order given, epoch by epoch (epochs, samples).
 
         `edges` are the bounds of batches within an epoch. One sample alone, all that `x` holds, is
-        trained with BatchNorm's running statistics. `y` holds labels, or float targets of one
-        output.
+        trained with BatchNorm's running statistics, which stay, as every batch is where they are to
+        stay `still`. `y` holds labels, or float targets of one output.
         """
         room = self._room(int(np.diff(edges).max()), library.TRAINING)
-        frozen = len(x) < 2
+        frozen = still or len(x) < 2
         work = self._work(values, room, x, y, frozen=frozen, track=not frozen)
         start = values.parameters.copy() if optimizer.proximal_mu else None
         order, edges = np.ascontiguousarray(order), np.ascontiguousarray(edges)
@@ -278,16 +285,22 @@ class Program:
         return Outcome(sums.loss, sums.correct, -(-done // batches), status)
 
     def gradient(
-        self, values: Values, x: Floats, y: NDArray[Any], chosen: NDArray[np.int64]
+        self,
+        values: Values,
+        x: Floats,
+        y: NDArray[Any],
+        chosen: NDArray[np.int64],
+        *,
+        still: bool = False,
     ) -> tuple[Outcome, Floats]:
         """Return loss and gradient of one batch in training mode: rows `chosen` of `x`.
 
         The gradient stands as the parameters do and is overwritten by the next call. Running
-        statistics move, parameters do not.
+        statistics move, unless they are used as they are and to stay `still`; parameters do not.
         """
         edges = np.array([0, len(chosen)], np.int64)
-        still = Optimizer("sgd", 0.0)
-        outcome = self.train(values, x, y, chosen[None], edges, still, self.slots(still))
+        none = Optimizer("sgd", 0.0)
+        outcome = self.train(values, x, y, chosen[None], edges, none, self.slots(none), still=still)
         room = self._room(len(chosen), library.TRAINING)
         return outcome, room.gradients[: self.plan.parameters]
 

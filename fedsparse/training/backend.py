@@ -40,6 +40,7 @@ class LocalModel(Protocol):
         lr: float | None = None,
         epochs: int | None = None,
         proximal_mu: float = 0.0,
+        l1: float = 0.0,
         optimizer_state: Mapping[str, State] | None = None,
         lr_key: str = "client.lr",
     ) -> Trained:
@@ -80,6 +81,7 @@ class TorchModel:
         lr: float | None = None,
         epochs: int | None = None,
         proximal_mu: float = 0.0,
+        l1: float = 0.0,
         optimizer_state: Mapping[str, State] | None = None,
         lr_key: str = "client.lr",
     ) -> Trained:
@@ -93,6 +95,7 @@ class TorchModel:
             lr=lr,
             epochs=epochs,
             proximal_mu=proximal_mu,
+            l1=l1,
             optimizer_state=optimizer_state,
             lr_key=lr_key,
         )

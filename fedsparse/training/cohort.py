@@ -39,13 +39,15 @@ class Member:
     lr: float
     mask: Mask | None = None
     proximal_mu: float = 0.0
+    l1: float = 0.0
     optimizer_state: Mapping[str, State] = field(default_factory=dict)
 
     @property
     def alike(self) -> tuple[object, ...]:
         """What members that train together must have in common."""
         s = self.settings
-        return s.optimizer, s.momentum, s.weight_decay, s.precision, self.lr, self.proximal_mu
+        loss = self.proximal_mu, self.l1
+        return s.optimizer, s.momentum, s.weight_decay, s.precision, self.lr, loss
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class _Cohort:
         self.masks = transfer.masks_by_name([member.mask for member in members], device)
         self.weights = {name: self.tensors[name] for name in stacked.parameters}
         first = members[0]
-        self.settings, self.mu = first.settings, first.proximal_mu
+        self.settings, self.mu, self.l1 = first.settings, first.proximal_mu, first.l1
         self.optimizer = StackedOptimizer(
             self.weights, first.settings, first.lr, [m.optimizer_state for m in members]
         )
@@ -183,6 +185,8 @@ class _Cohort:
             if self.mu:
                 moved = {n: tensors[n] - self.start[n][:active] for n in reached}
                 reached = {n: g + self.mu * moved[n] for n, g in reached.items()}
+            if self.l1:
+                reached = {n: g + self.l1 * tensors[n].sign() for n, g in reached.items()}
             for name in self.masks.keys() & reached.keys():
                 reached[name] = reached[name] * self.masks[name][:active]
             self.optimizer.step(reached, active)

@@ -123,6 +123,7 @@ def train(
     lr: float | None = None,
     epochs: int | None = None,
     proximal_mu: float = 0.0,
+    l1: float = 0.0,
     optimizer_state: Mapping[str, State] | None = None,
     lr_key: str = "client.lr",
     problem: Problem = WHOLE,
@@ -130,7 +131,8 @@ def train(
     """Train `model` in place on `data` with masked gradients.
 
     `proximal_mu` adds mu/2 ||w - w_0||^2 (FedProx, eq. 2), w_0 being the weights on
-    entry, or the problem's anchor. `lr_key` is what the configuration calls the learning
+    entry, or the problem's anchor; `l1` adds that multiple of the L1 norm of all parameters, by
+    its subgradient. `lr_key` is what the configuration calls the learning
     rate. Torch's own draws, such as dropout's, come from a child of `rng`'s stream. Raises
     TrainingError when the loss or a trained weight is not finite, or BatchNorm meets
     batches of one.
@@ -148,7 +150,7 @@ def train(
             named.update({name: layer.values for name, layer in sparse.items()})
             trainable = Trainable(named, sparse)
             trained = _train(
-                model, trainable, data, settings, rng, mask, lr, epochs, proximal_mu,
+                model, trainable, data, settings, rng, mask, lr, epochs, proximal_mu, l1,
                 optimizer_state or {}, lr_key, problem,
             )  # fmt: skip
     check_finite(model.state_dict().values(), lr_key, lr)
@@ -200,6 +202,7 @@ def _train(
     lr: float,
     epochs: int,
     proximal_mu: float,
+    l1: float,
     optimizer_state: Mapping[str, State],
     lr_key: str,
     problem: Problem,
@@ -230,6 +233,8 @@ def _train(
             loss.backward()  # type: ignore[no-untyped-call]
             if proximal_mu:
                 _pull_back(parameters, start, proximal_mu)
+            if l1:
+                _shrink(parameters, l1)
             if kept:
                 reached = [(p.grad, m) for p, m in kept if p.grad is not None]
                 torch._foreach_mul_([g for g, _ in reached], [m for _, m in reached])
@@ -273,6 +278,13 @@ def _pull_back(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -
     pairs = [(p, s) for p, s in zip(parameters, start, strict=True) if p.grad is not None]
     moved = torch._foreach_sub([p.detach() for p, _ in pairs], [s for _, s in pairs])
     torch._foreach_add_([p.grad for p, _ in pairs], moved, alpha=mu)  # type: ignore[misc]
+
+
+def _shrink(parameters: list[nn.Parameter], weight: float) -> None:
+    """Add weight * sign(w), a subgradient of the L1 norm, to the gradients."""
+    reached = [p for p in parameters if p.grad is not None]
+    signs = torch._foreach_sign([p.detach() for p in reached])
+    torch._foreach_add_([p.grad for p in reached], signs, alpha=weight)  # type: ignore[misc]
 
 
 def r_squared(loss: float, y: Tensor) -> float:

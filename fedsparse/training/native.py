@@ -47,6 +47,7 @@ class NativeModel:
         lr: float | None = None,
         epochs: int | None = None,
         proximal_mu: float = 0.0,
+        l1: float = 0.0,
         optimizer_state: Mapping[str, State] | None = None,
         lr_key: str = "client.lr",
     ) -> Trained:
@@ -54,7 +55,7 @@ class NativeModel:
         x, y = self.arrays(data)
         epochs = settings.local_epochs if epochs is None else epochs
         lr = settings.lr if lr is None else lr
-        optimizer = _optimizer(settings, lr, proximal_mu)
+        optimizer = _optimizer(settings, lr, proximal_mu, l1)
         slots = self.program.slots(optimizer, optimizer_state)
         if not epochs or not len(y):
             return self._trained(0.0, 0.0, 0, optimizer, slots)
@@ -134,8 +135,8 @@ def _accuracy(loss: float, correct: int, y: NDArray[np.generic], classes: int) -
     return r_squared(loss, torch.from_numpy(y)) if classes == 1 else correct / len(y)
 
 
-def _optimizer(settings: ClientConfig, lr: float, proximal_mu: float) -> Optimizer:
+def _optimizer(settings: ClientConfig, lr: float, proximal_mu: float, l1: float) -> Optimizer:
     if settings.optimizer == "adam":
-        return Optimizer("adam", lr, 0.0, settings.weight_decay, proximal_mu)
+        return Optimizer("adam", lr, 0.0, settings.weight_decay, proximal_mu, l1)
     name = "momentum" if settings.momentum else "sgd"
-    return Optimizer(name, lr, settings.momentum, settings.weight_decay, proximal_mu)
+    return Optimizer(name, lr, settings.momentum, settings.weight_decay, proximal_mu, l1)

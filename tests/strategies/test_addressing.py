@@ -7,11 +7,12 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsparse.config import FleetConfig
 from fedsparse.errors import GridError
 from simulations.experiment import CLIENT_APP
 from simulations.flower_internals import RAISED, error_reply
 from simulations.grid import CohortGrid, InlineExecutor
-from strategies.addressing import Consecutive, Directory, MeteredGrid
+from strategies.addressing import Consecutive, Directory, MeteredGrid, cohort, pool
 from strategies.execute import execute
 from tests.strategies.stage import stage
 
@@ -173,3 +174,44 @@ def test_nothing_is_made_for_each_of_a_billion_clients():
         directory.node_of[10**9]
     with pytest.raises(GridError, match=r"1000000000 of 1000000005 .* 1000000000, 1000000001"):
         Directory.of(inner, 10**9 + 5)
+
+
+# -- clients that are absent --------------------------------------------------------------
+
+SIZED = FleetConfig(clients=30, clients_per_round=6)
+
+
+@given(st.sets(st.integers(0, 29), max_size=6), st.integers(0, 29))
+def test_a_round_that_does_not_draw_a_client_is_the_same_without_it(absent, target):
+    for round_number in range(1, 6):
+        before = cohort(SIZED, 3, round_number, absent)
+        after = cohort(SIZED, 3, round_number, absent | {target})
+        assert len(after) == 6
+        assert target not in after
+        if target in before:
+            assert len(set(before) - set(after)) == 1
+        else:
+            assert after == before
+
+
+def test_too_few_present_clients_make_a_smaller_round():
+    assert cohort(SIZED, 0, 1, set(range(27))) == [27, 28, 29]
+    assert cohort(FleetConfig(clients=5), 0, 1, {2}) == [0, 1, 3, 4]
+
+
+def test_a_pool_is_drawn_once_and_all_rounds_draw_from_it():
+    fleet = SIZED.model_copy(update={"pool": 0.3})
+    drawn = set(pool(fleet, 0))
+    asked = {client for t in range(1, 50) for client in cohort(fleet, 0, t)}
+    assert len(drawn) == 9
+    assert asked == drawn
+
+
+def test_whoever_is_outside_the_pool_can_be_absent_without_a_trace():
+    fleet = SIZED.model_copy(update={"pool": 0.3})
+    inside = sorted(pool(fleet, 0))[0]
+    outside = next(c for c in range(30) if c not in pool(fleet, 0))
+    for t in range(1, 20):
+        assert cohort(fleet, 0, t, {outside}) == cohort(fleet, 0, t)
+    moved = [t for t in range(1, 20) if cohort(fleet, 0, t, {inside}) != cohort(fleet, 0, t)]
+    assert moved == [t for t in range(1, 20) if inside in cohort(fleet, 0, t)]

@@ -198,9 +198,10 @@ GROW = {"fc1.weight": 11, "conv1.weight": 4}
         (1.0, Plan(round=1), ()),
         (0.2, Plan(round=2, proximal_mu=0.1), ("client.weight_decay=0.01",)),
         (0.2, Plan(round=1, grow=GROW, samples=24), ()),
+        (0.2, Plan(round=1, l1=0.01), ()),
         (0.2, Plan(round=1), ("client.optimizer=adam", "client.lr=0.001")),
     ],
-    ids=["dense", "static", "fedtiny", "adam"],
+    ids=["dense", "static", "fedtiny", "l1", "adam"],
 )
 def test_a_client_replies_the_same_on_both(density, plan, assignments):
     shapes = Task.of(tiny(*WIDE)).shapes

@@ -66,6 +66,7 @@ def alone(model: nn.Module, member: Member, client: int) -> Result:
         mask=member.mask,
         lr=member.lr,
         proximal_mu=member.proximal_mu,
+        l1=member.l1,
         optimizer_state=member.optimizer_state,
     )
     return Result(trained, models.get_state(model))
@@ -158,7 +159,13 @@ def test_so_does_every_optimizer_and_its_state_outlives_a_round(changed):
     model, settings = net("mlp"), SETTINGS.model_copy(update=changed)
     first = cohort.train(model, members(model, settings), CPU)
     again = [
-        replace(member, state=result.state, optimizer_state=result.trained.slots(), proximal_mu=0.1)
+        replace(
+            member,
+            state=result.state,
+            optimizer_state=result.trained.slots(),
+            proximal_mu=0.1,
+            l1=0.01,
+        )
         for member, result in zip(members(model, settings), first, strict=True)
     ]
     second = cohort.train(model, again, CPU)

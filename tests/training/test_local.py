@@ -136,6 +136,17 @@ def test_the_proximal_term_holds_weights_near_their_start(data):
     assert moved(5.0) < 0.5 * moved(0.0)
 
 
+def test_the_l1_norm_of_all_parameters_joins_the_loss(data):
+    """One plain step: w - lr (g + gamma sign(w)), biases and all."""
+    settings = ClientConfig(batch_size=len(data), momentum=0.0, lr=0.1)
+    plain, shrunk = net(), net()
+    start = [p.detach().clone() for p in plain.parameters()]
+    local.train(plain, data, settings, rng=rng())
+    local.train(shrunk, data, settings, rng=rng(), l1=0.05)
+    for without, p, w in zip(plain.parameters(), shrunk.parameters(), start, strict=True):
+        torch.testing.assert_close(p, without - 0.1 * 0.05 * w.sign())
+
+
 def test_a_last_batch_of_one_joins_the_one_before():
     sizes = [len(b) for b in local.batches(65, 16, rng())]
     assert sizes == [16, 16, 16, 17]

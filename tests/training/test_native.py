@@ -83,11 +83,11 @@ def both(
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["mlp", "leaf-cnn"])
 def test_a_round_ends_where_torchs_ends(name, optimizer, form):
-    """Two epochs, a short last batch, the proximal term; weights, report, optimizer's state."""
+    """Two epochs, a short last batch, both terms; weights, report, optimizer's state."""
     model, mask, state = network(name)
     settings = ClientConfig(batch_size=16, local_epochs=2, **OPTIMIZERS[optimizer])
     trained, found, expected = both(
-        model, mask, state, dataset(ZOO[name], 57), settings, form=form, proximal_mu=0.1
+        model, mask, state, dataset(ZOO[name], 57), settings, form=form, proximal_mu=0.1, l1=0.01
     )
     assert_close(trained.whole(), models.get_state(model))
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { FS_ABI = 6, FS_BLOCK = 16384 };
+enum { FS_ABI = 7, FS_BLOCK = 16384 };
 
 enum FsKind {
   FS_CONV = 0,     /* also linear layers: 1x1 over planes of one pixel */
@@ -73,7 +73,7 @@ typedef struct {
 
 typedef struct {
   int32_t optimizer;
-  float lr, momentum, weight_decay, beta1, beta2, epsilon, proximal;
+  float lr, momentum, weight_decay, beta1, beta2, epsilon, proximal, l1;
 } FsSettings;
 
 /* What a pass over samples works on. */

@@ -7,15 +7,18 @@
 namespace fedsparse {
 namespace FS_ISA {
 
-// Adds the proximal term mu (w - w_0) (FedProx, eq. 2) and weight decay to the gradient, as
-// torch's optimizers do. `slots`: momentum, or Adam's averages of gradients and their squares.
+// Adds the proximal term mu (w - w_0) (FedProx, eq. 2), weight decay, as torch's optimizers do, and
+// l1 sign(w) to the gradient. `slots`: momentum, or Adam's averages of gradients and their squares.
 // The loops are plain: compilers make vectors of them.
 inline void step(const FsSettings& settings, int64_t count, float* weights,
                  const float* gradients, float* slots, const float* start, int64_t steps) {
   const float mu = settings.proximal, decay = settings.weight_decay, lr = settings.lr;
+  const float l1 = settings.l1;
   const auto gradient = [&](int64_t i) {
     const float pulled = start == nullptr ? gradients[i] : gradients[i] + mu * (weights[i] - start[i]);
-    return pulled + decay * weights[i];
+    const float shrunk = pulled + decay * weights[i];
+    if (l1 == 0.0f) return shrunk;  // the same for all weights: taken out of the loop
+    return shrunk + (weights[i] > 0.0f ? l1 : weights[i] < 0.0f ? -l1 : 0.0f);
   };
   if (settings.optimizer == FS_SGD) {
     for (int64_t i = 0; i < count; i++) weights[i] -= lr * gradient(i);
