@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from clients import memory, selection
 from clients.job import Job, Received, client_id, read_job, receive, reply_arrays
 from clients.program import Visit, program_of
+from clients.unlearning import federaser
 from fedsparse import messages
 from fedsparse.errors import DataError
 from fedsparse.training import local, price
@@ -31,7 +32,7 @@ def train(message: Message, context: Context) -> Message:
     program = program_of(job.plan.program)
     received = receive(job, message, memory.recall_mask(context, program.mask_shapes(job)))
     memory.remember_mask(context, received.mask)
-    outcome = program.train(Visit(job, received, context))
+    outcome = program.train(Visit(job, received, context, message.content.array_records))
     if outcome.held is not None or outcome.mask is not received.mask:
         memory.remember_mask(context, outcome.held or outcome.mask)
     content = RecordDict(
@@ -43,6 +44,9 @@ def train(message: Message, context: Context) -> Message:
         }
     )
     content.metric_records[messages.METRICS].update(outcome.figures)
+    if job.config.run.keep_norms:
+        told = federaser.norms(outcome.kept, outcome.mask, received)
+        content.metric_records[messages.METRICS].update(told)
     content.update(outcome.records)
     return Message(content, reply_to=message)
 

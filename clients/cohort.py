@@ -17,6 +17,7 @@ from torch import nn
 from clients import client_app, memory
 from clients.growth import largest_pruned_gradients
 from clients.job import Job, Received, read_job, receive, reply_arrays
+from clients.unlearning import federaser
 from fedsparse import messages as protocol
 from fedsparse import seeds
 from fedsparse.errors import ConfigError
@@ -126,6 +127,9 @@ def _reply(asked: _Asked, result: Result, device: torch.device) -> Message | Exc
                 protocol.METRICS: client_app.train_metrics(job, received, result.trained),
             }
         )
+        if job.config.run.keep_norms:
+            told = federaser.norms(result.kept, received.mask, received)
+            content.metric_records[protocol.METRICS].update(told)
         if job.plan.grow and received.mask is not None:
             module = job.model if device.type == "cpu" else _there(job.model, device)
             model = TorchModel(module, result.state, received.mask)

@@ -24,6 +24,8 @@ COMMANDS = {
     "compare": "simulations.sweep_commands:compare",
     "tune": "simulations.tuning_commands:tune",
     "personalize": "simulations.personal_commands:personalize",
+    "influence": "simulations.influence_commands:influence",
+    "unlearn": "simulations.unlearning.commands:unlearn",
     "list": "fedsparse.listing:list_",
     "doctor": "fedsparse.doctor:doctor",
 }

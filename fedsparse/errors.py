@@ -61,6 +61,12 @@ class RunFolderError(FedSparseError):
     """A run folder that is missing, broken, in use, or not writable."""
 
 
+class LedgerError(FedSparseError):
+    """A ledger that was changed or lacks entries: what it says cannot be relied on."""
+
+    exit_code = 3
+
+
 class MissingExtraError(FedSparseError):
     """A feature whose optional packages are not installed."""
 

@@ -47,8 +47,9 @@ class _Kind(click.Choice[str]):
 def list_(kind: str | None, as_json: bool) -> None:
     """List the names that a configuration can use, of one KIND or of all.
 
-    Kinds: strategies, models, datasets, presets, criteria, allocations, devices. Of
-    devices, a list of their own shows the figures, and --json their sources too.
+    Kinds: strategies, methods (of unlearning), programs, models, datasets, presets,
+    criteria, allocations, devices. Of devices, a list of their own shows the figures,
+    and --json their sources too.
     """
     if as_json:
         everything = {each: _for_json(each) for each in ([kind] if kind else KINDS)}

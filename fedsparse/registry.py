@@ -13,6 +13,22 @@ from typing import Any
 
 from fedsparse.errors import ConfigError, UnknownNameError
 
+METHODS = {
+    "fine-tuning": "strategies.unlearning.fine_tuning:FineTuning",
+    "l1-sparse": "strategies.unlearning.l1_sparse:L1Sparse",
+    "prune-finetune": "strategies.unlearning.prune_finetune:PruneFinetune",
+    "gradient-ascent": "strategies.unlearning.gradient_ascent:GradientAscent",
+    "fisher": "strategies.unlearning.fisher:Fisher",
+    "influence": "strategies.unlearning.influence:Influence",
+    "salun": "strategies.unlearning.salun:SalUn",
+    "discriminative-pruning": "strategies.unlearning.discriminative_pruning:DiscriminativePruning",
+    "federaser": "strategies.unlearning.federaser:FedEraser",
+    "rapid-retraining": "strategies.unlearning.rapid_retraining:RapidRetraining",
+    "neggrad": "strategies.unlearning.neggrad:NegGrad",
+    "distillation": "strategies.unlearning.distillation:Distillation",
+}
+"""Strategies that make a trained model forget."""
+
 BUILTIN: Mapping[str, Mapping[str, str]] = {
     "strategies": {
         "fedavg": "strategies.fedavg:FedAvg",
@@ -38,7 +54,10 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "pfedme": "strategies.pfedme:PFedMe",
         "fedem": "strategies.fedem:FedEM",
         "fedselect": "strategies.fedselect:FedSelect",
+        "knot": "strategies.knot:Knot",
+        **METHODS,
     },
+    "methods": METHODS,
     "programs": {
         "pfedgate": "clients.gating:GatedProgram",
         "finetune": "clients.finetune:FineTune",
@@ -53,6 +72,15 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "pfedme": "clients.pfedme:PFedMe",
         "fedem": "clients.fedem:FedEM",
         "fedselect": "clients.fedselect:FedSelect",
+        "gradient-ascent": "clients.unlearning.ascent:GradientAscent",
+        "fisher": "clients.unlearning.measure:Fisher",
+        "influence": "clients.unlearning.measure:Influence",
+        "salun": "clients.unlearning.salun:SalUn",
+        "neggrad": "clients.unlearning.neggrad:NegGrad",
+        "distillation": "clients.unlearning.distillation:Distillation",
+        "discriminative-pruning": "clients.unlearning.discriminative:DiscriminativePruning",
+        "federaser": "clients.unlearning.federaser:FedEraser",
+        "rapid-retraining": "clients.unlearning.rapid_retraining:RapidRetraining",
     },
     "models": {
         "mlp": "fedsparse.models.small:mlp",
@@ -78,6 +106,7 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
 
 SINGULAR = {
     "strategies": "strategy",
+    "methods": "method of unlearning",
     "programs": "program of clients",
     "models": "model",
     "datasets": "dataset",

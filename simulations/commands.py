@@ -232,7 +232,7 @@ def check_way(folder: Path) -> None:
 
 
 @contextmanager
-def _flower_quiet(quiet: bool) -> Iterator[None]:
+def flower_quiet(quiet: bool) -> Iterator[None]:
     """Keep what Flower's strategies log at each step off stderr; warnings stay unless quiet."""
     from flwr.common.logger import FLOWER_LOGGER
 
@@ -253,7 +253,7 @@ def _watched(
 
     progress = Silent() if quiet else watcher(heading)
     try:
-        with _flower_quiet(quiet):
+        with flower_quiet(quiet):
             return work(progress)
     except KeyboardInterrupt:
         progress.stop()

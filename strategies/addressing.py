@@ -194,6 +194,13 @@ def draw(
     return [client for client in found if client not in absent]
 
 
+def tested_by(fleet: FleetConfig, absent: Collection[int]) -> list[int]:
+    """Return the clients that test on their own samples: the first that train, and novel ones."""
+    trained = range(min(fleet.training_clients, fleet.evaluate_clients))
+    novel = range(fleet.training_clients, fleet.clients)[: fleet.evaluate_clients]
+    return [client for client in (*trained, *novel) if client not in absent]
+
+
 @dataclass
 class Traffic:
     """What went over the grid since the last reading: bytes by client, both ways."""

@@ -61,6 +61,8 @@ class AsyncLoop(RoundLoop):
         super().__init__(*args)
         self.outcomes: list[bool] = []
         """Whether the latest updates could be used."""
+        self.started: list[int] = []
+        """Clients that started in the round under way; each counts in the round where it lands."""
 
     @property
     def queue(self) -> EventQueue:
@@ -82,6 +84,7 @@ class AsyncLoop(RoundLoop):
         before = self.mask
         rows: list[Row] = []
         landed: list[int] = []
+        self.started = []
         wanted = self.strategy.updates_per_round
         while len(landed) < wanted:
             self.fill(number)
@@ -98,6 +101,7 @@ class AsyncLoop(RoundLoop):
             rows += [self.trip_row(number, trip) for trip in self.queue.unfinished()]
             self.strategy.abandon()
         self.folder.append_clients(rows)
+        self.enter(number, self.started, rows, before)
         self.grid.read_traffic()
         traffic = Traffic()
         for row in rows:
@@ -125,6 +129,7 @@ class AsyncLoop(RoundLoop):
             )
             if found is not None:
                 client, seat = found
+                self.started.append(client)
                 self.queue.push_messages([strategy.send_off(client, seat, plan)])
             elif strategy.flights:
                 return

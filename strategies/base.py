@@ -7,8 +7,7 @@ checkpoints and figures.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
@@ -22,9 +21,18 @@ from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State
 from strategies import metrics
 from strategies.added import AddedUp, PartialSum
-from strategies.addressing import Directory, MeteredGrid, cohort, require_replies, round_size
+from strategies.addressing import (
+    Directory,
+    MeteredGrid,
+    cohort,
+    require_replies,
+    round_size,
+    tested_by,
+)
+from strategies.asking import asked
 from strategies.held import HeldMasks
 from strategies.refusals import check_fit, check_plain, check_target
+from strategies.replies import Answer as Answer
 from strategies.replies import Reader
 from strategies.replies import Reply as Reply
 from strategies.seats import FULL, Demands, Kept, KeptOf, Seat, erk_counts, submask
@@ -33,15 +41,6 @@ from strategies.sums import weighted_mean as weighted_mean
 from strategies.task import Task
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Answer(Generic[T]):
-    """One client's answer to a query."""
-
-    client: int
-    examples: int
-    value: T
 
 
 class SparseStrategy(Strategy):
@@ -163,6 +162,15 @@ class SparseStrategy(Strategy):
         self.mask = None if packed is None else Mask.from_packed(self.mask_shapes, packed)
         self.held.load_state_dict(saved["held"], self.mask_shapes)
 
+    def splice(
+        self, earlier: dict[str, Any], last: dict[str, Any], forgotten: frozenset[int]
+    ) -> dict[str, Any]:
+        """Return what a rerun without some clients starts from: an `earlier` state they are not in.
+
+        `last` is the state at the end, where parts may be taken from that never met them.
+        """
+        return earlier
+
     @property
     def density(self) -> float:
         """The kept fraction of the prunable weights."""
@@ -209,9 +217,9 @@ class SparseStrategy(Strategy):
         left; the model and the mask are then as before.
         """
         good = self.read_replies(replies) if not self.adds_up else self.add_replies(replies)
-        asked = round_size(self.task.config.fleet)
-        asked = min(asked, len(self.seats) or asked)
-        require_replies(len(good), asked, self.task.config.fleet.min_replies, self.failures)
+        wanted = round_size(self.task.config.fleet)
+        wanted = min(wanted, len(self.seats) or wanted)
+        require_replies(len(good), wanted, self.task.config.fleet.min_replies, self.failures)
         self.note_held([reply.client for reply in good])
         self.aggregate(server_round, good)
         loss = metrics.average([r.loss for r in good], [r.examples for r in good])
@@ -222,10 +230,7 @@ class SparseStrategy(Strategy):
     ) -> Iterable[Message]:
         """Ask clients to test the model on their own samples."""
         self.ready_to_test(server_round, grid)
-        fleet, absent = self.task.config.fleet, self.task.absent
-        trained = range(min(fleet.training_clients, fleet.evaluate_clients))
-        novel = range(fleet.training_clients, fleet.clients)[: fleet.evaluate_clients]
-        clients = [client for client in (*trained, *novel) if client not in absent]
+        clients = tested_by(self.task.config.fleet, self.task.absent)
         return self.ask_with_model(clients, messages.EVALUATE, self.own_plan(server_round))
 
     def aggregate_evaluate(
@@ -355,22 +360,16 @@ class SparseStrategy(Strategy):
         records: dict[int, ArrayRecord] = {}
         for mask, members in groups.items():
             records |= self.held.records(self.shared, mask, members, self.settings.values)
-        configs: dict[tuple[int, float], ConfigRecord] = {}
-        contents: dict[tuple[int, int, float], RecordDict] = {}
-        asked = []
-        for client in clients:
-            size = seats.get(client, FULL).batch_size or plan.batch_size
-            own = size, self.budget_of(client)
-            if own not in configs:
-                seated = replace(plan, batch_size=size, budget=own[1])
-                configs[own] = messages.write_config(self.task.config, seated)
-            alike = id(records[client]), *own
-            if alike not in contents:
-                contents[alike] = RecordDict(
-                    {messages.ARRAYS: records[client], messages.CONFIG: configs[own]}
-                )
-            asked.append(Message(contents[alike], self.directory.node_of[client], kind))
-        return asked
+        return asked(
+            self.task.config,
+            plan,
+            records,
+            seats=seats,
+            budget_of=self.budget_of,
+            node_of=self.directory.node_of,
+            kind=kind,
+            clients=clients,
+        )
 
     def query(
         self,
@@ -386,9 +385,9 @@ class SparseStrategy(Strategy):
         Raises TooFewRepliesError when fewer than `fleet.min_replies` of them are left.
         """
         config = self.task.config
-        asked = self.ask(clients, kind, plan, arrays)
+        sent = self.ask(clients, kind, plan, arrays)
         good = self._trusted(
-            grid.send_and_receive(asked, timeout=config.engine.timeout),
+            grid.send_and_receive(sent, timeout=config.engine.timeout),
             lambda client, message: Answer(
                 client, metrics.read(message, "examples")["examples"], read(message)
             ),

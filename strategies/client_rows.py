@@ -50,6 +50,8 @@ def client_rows(
             "train_flops": told.get("train_flops"),
             "memory_bytes": told.get("memory_bytes"),
         }
+        if reply is not None and not reason and (norms := metrics.norms(reply)):
+            row["update_norms"] = norms
         if "density" in told and budget_of is not None:
             row |= {"budget": budget_of(client), "density": told["density"]}
         rows.append(row | (trip.row() if trip else {}))

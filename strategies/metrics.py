@@ -56,6 +56,9 @@ FIGURES = {
 }
 """Figures by their column in the rows of clients; R^2, a regression's accuracy, may be negative."""
 
+MOVED = Figure(messages.NORMS_KEY, float, 0, LARGEST)
+"""How far a tensor moved in a client's training."""
+
 
 def read(message: Message, *needed: str) -> dict[str, Any]:
     """Return a reply's figures by column.
@@ -87,6 +90,15 @@ def fitting(message: Message) -> dict[str, Any]:
         for column, figure in FIGURES.items()
         if figure.fits(told.get(figure.key))
     }
+
+
+def norms(message: Message) -> list[float]:
+    """Return how far a client says that each tensor moved; nothing where it does not, or cannot."""
+    with suppress(KeyError):
+        told: Any = dict(messages.metrics_of(message).items()).get(messages.NORMS_KEY, [])
+        if isinstance(told, list) and all(MOVED.fits(norm) for norm in told):
+            return [float(norm) for norm in told]
+    return []
 
 
 def average(values: Sequence[float], weights: Sequence[int]) -> float:

@@ -7,7 +7,7 @@ would. One that cannot be trusted raises here, and is nobody's sum's.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from flwr.app import Message
@@ -18,6 +18,17 @@ from fedsparse.errors import FedSparseError, WireError
 from fedsparse.sparsity import Mask, State
 from strategies import metrics
 from strategies.added import is_added
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """One client's answer to a query."""
+
+    client: int
+    examples: int
+    value: T
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from strategies import foreign
 from strategies.addressing import MeteredGrid, Traffic
 from strategies.base import SparseStrategy
 from strategies.client_rows import client_rows, remedy
+from strategies.ledger_rows import LedgerWriter
 from strategies.metrics import average
 from strategies.replies import Reader
 from strategies.row_writer import RowWriter, tested
@@ -55,6 +56,7 @@ class RoundLoop:
         self.arrays = ArrayRecord()
         """The model of a strategy that is not ours; ours keep their own."""
         self.writer = RowWriter(self.write)
+        self.ledger = LedgerWriter(task, folder)
         self.lost: set[str] = set()
         """Attributes of a strategy that is not ours of which the user knows that they are lost."""
 
@@ -142,7 +144,11 @@ class RoundLoop:
         else:
             self.arrays = foreign.initial_arrays(self.task)
         self.describe_fleet()
-        self.record(0, [], self.grid.read_traffic(), None, time.perf_counter() - started)
+        traffic = self.grid.read_traffic()
+        failed = self.strategy.failures if isinstance(self.strategy, SparseStrategy) else {}
+        heard = traffic.up.keys() - failed.keys()
+        self.ledger.write(0, traffic.down, heard, (None, self.mask), self.state, traffic)
+        self.record(0, [], traffic, None, time.perf_counter() - started)
         self.checkpoint(0)
 
     def describe_fleet(self) -> None:
@@ -168,6 +174,8 @@ class RoundLoop:
                     number, self.arrays, self.message_config(number), self.grid
                 )
             )
+        client_of = self.grid.directory.client_of
+        self.ledger.expect(client_of[message.metadata.dst_node_id] for message in asked)
         replies = self.grid.send_and_receive(
             asked, timeout=self.config.engine.timeout, reader=self.reader()
         )
@@ -180,6 +188,7 @@ class RoundLoop:
             raise TooFewRepliesError(f"{error}{remedy(rows)}") from error
         rows = self.client_rows(number, "train", asked, replies, traffic)
         self.folder.append_clients(rows)
+        self.enter(number, [row["client"] for row in rows], rows, before)
         self.record(number, rows, traffic, before, time.perf_counter() - started)
         if number % self.config.run.checkpoint_every == 0 or number == self.config.run.rounds:
             self.checkpoint(number)
@@ -281,6 +290,13 @@ class RoundLoop:
         test = self.task.test_of(self.state, self.mask) if due and self.global_model else None
         self.writer.start(row, test)
 
+    def enter(
+        self, number: int, asked: Sequence[int], rows: list[Row], before: Mask | None
+    ) -> None:
+        """Write into the ledger who was asked in a round and whose replies the model took in."""
+        counted = [row["client"] for row in rows if row["status"] == "ok"]
+        self.ledger.write(number, asked, counted, (before, self.mask), self.state)
+
     def mask_change(self, before: Mask | None) -> int | None:
         """Return how many entries of the mask changed; None where clients have their own."""
         if callable(self.kept):
@@ -350,11 +366,13 @@ class RoundLoop:
     def restore(self) -> int:
         """Load the newest checkpoint and return its round; -1 when there is none."""
         found = self.folder.latest_checkpoint(self.progress.note)
+        number, tree = found or (-1, {"clients": {}})
+        entries = self.ledger.ledger.until(number)
         if found is None:
             self.restore_clients(-1, {})
             self.folder.rewind(-1)
+            self.ledger.go_on(entries, -1)
             return -1
-        number, tree = found
         restored = self.restore_clients(number, tree["clients"])
         self.check_restored(number, restored)
         if isinstance(self.strategy, SparseStrategy):
@@ -362,6 +380,7 @@ class RoundLoop:
         else:
             self.arrays = foreign.load_state_dict(self.strategy, tree["strategy"])
         self.folder.rewind(number, partial(self.test_again, tree.get("untested")))
+        self.ledger.go_on(entries, number)
         self.grid.load_state_dict(tree["clock"])
         if not restored and isinstance(self.strategy, SparseStrategy):
             self.strategy.held.forget()

@@ -16,6 +16,7 @@ from fedsparse import config as configuration
 from fedsparse.config import Config, differences
 from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.runs import RunFolder
+from fedsparse.runs.ledger import Ledger
 from fedsparse.runs.progress import Silent
 from strategies import foreign
 from strategies.execute import check_clock, execute
@@ -65,7 +66,9 @@ def folder_of(out: Path, config: Config) -> RunFolder:
     configuration is another one, or keeps state in clients, which begin anew.
     """
     if not (out / "run.json").exists():
-        return RunFolder.create(out, config, command=COMMAND)
+        folder = RunFolder.create(out, config, command=COMMAND)
+        Ledger(folder.path).make_key()  # these samples are somebody's
+        return folder
     folder = RunFolder.open(out)
     if folder.finished:
         raise RunFolderError(f"the run in '{out}' is finished; set FEDSPARSE_OUT to a new folder")

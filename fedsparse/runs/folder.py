@@ -215,6 +215,10 @@ class RunFolder:
         """
         return checkpoint.latest(self._checkpoints, note)
 
+    def checkpoint(self, round_number: int) -> dict[str, Any]:
+        """Return the state after a round; raises RunFolderError where its checkpoint is damaged."""
+        return checkpoint.load(self._checkpoints, round_number)
+
     def checkpoints(self) -> list[int]:
         """Return the rounds that have a checkpoint, in rising order."""
         return checkpoint.rounds(self._checkpoints)
@@ -239,6 +243,10 @@ class RunFolder:
         """Return the files that `finish` left, and the rows, that are missing or damaged now."""
         files = self._mark.get("files", {}).items()
         return [name for name, digest in files if _digest(self.path / name) != digest]
+
+    def digest(self, name: str) -> str | None:
+        """Return the SHA-256 of a file of the folder, None when it cannot be read."""
+        return _digest(self.path / name)
 
     @property
     def finished(self) -> bool:

@@ -29,12 +29,18 @@ class Gradients(Protocol):
     """A model on a client's data."""
 
     def of(
-        self, values: Floats, chosen: NDArray[np.int64], mask: Mask | None = None
+        self,
+        values: Floats,
+        chosen: NDArray[np.int64],
+        mask: Mask | None = None,
+        *,
+        still: bool = False,
     ) -> tuple[float, int, Floats]:
         """Return a batch's loss times its samples, its right answers, and the loss's gradient.
 
         Values that a mask prunes are zero, and their gradient is of no meaning. The gradient
-        may be overwritten by the next call.
+        may be overwritten by the next call. BatchNorm normalises by the batch and moves its
+        running statistics; where these are to stay `still` it normalises by them.
         """
 
     def buffers(self) -> State:
@@ -63,9 +69,17 @@ class TorchGradients:
         module.train(len(data.y) > 1)
 
     def of(
-        self, values: Floats, chosen: NDArray[np.int64], mask: Mask | None = None
+        self,
+        values: Floats,
+        chosen: NDArray[np.int64],
+        mask: Mask | None = None,
+        *,
+        still: bool = False,
     ) -> tuple[float, int, Floats]:
         """Return a batch's loss, right answers and gradient; a mask makes no difference."""
+        training = not still and len(self.y) > 1
+        if self.flat.model.training != training:
+            self.flat.model.train(training)
         index, leaf = torch.from_numpy(chosen), torch.from_numpy(values).requires_grad_()
         with local.autocast(self.settings):
             output = self.flat.call(leaf, self.x[index])
@@ -91,14 +105,19 @@ class NativeGradients:
         self.x, self.y = self.whole.arrays(data)
 
     def of(
-        self, values: Floats, chosen: NDArray[np.int64], mask: Mask | None = None
+        self,
+        values: Floats,
+        chosen: NDArray[np.int64],
+        mask: Mask | None = None,
+        *,
+        still: bool = False,
     ) -> tuple[float, int, Floats]:
         """Return loss, right answers and gradient of a batch."""
         made = program(self.backend.graph, mask, self.backend.rule)
         index = made.index
         running = self.whole.values.buffers
         own = Values(values if index is None else values[index], running)
-        outcome, found = made.gradient(own, self.x, self.y, chosen)
+        outcome, found = made.gradient(own, self.x, self.y, chosen, still=still)
         if outcome.status == library.ONE_VALUE:
             raise TrainingError(
                 "BatchNorm needs batches of two; raise client.batch_size "

@@ -23,9 +23,12 @@ from strategies.base import SparseStrategy
 from tests.tiny_runs import model_bytes, rows, run, run_and_interrupt, tiny
 
 ASYNCHRONOUS = {"fedasync", "fedbuff"}
-"""They take replies one by one, by a simulated clock; `test_asynchronous.py` is theirs."""
+"""They take replies one by one, by a simulated clock; `test_asynchronous.py` is theirs.
 
-NAMES = sorted(set(registry.BUILTIN["strategies"]) - ASYNCHRONOUS)
+Methods of unlearning begin with another run's model; `tests/unlearning` is theirs.
+"""
+
+NAMES = sorted(set(registry.BUILTIN["strategies"]) - ASYNCHRONOUS - set(registry.METHODS))
 DENSE = {name for name in NAMES if registry.load("strategies", name).Settings().density == 1.0}
 PRUNES_DOWN = {"lotteryfl", "sub-fedavg"}
 """Their clients start with the whole model and prune it until it has the density asked for."""

@@ -1,0 +1,33 @@
+"""The paper's membership attack: a support vector machine on the confidence of the true label.
+
+Jia et al. 2023, section 3 and appendix: the attacker learns to tell retained samples from test
+samples, and unlearning works as well as it calls the forgotten ones never seen.
+"""
+
+import numpy as np
+
+from simulations.evidence.measures import Answers, true_confidence
+
+MOST = 2_000
+"""Samples of each kind that the attacker learns from: its cost grows with their square."""
+
+
+def efficacy(
+    retained: Answers, test: Answers, forgotten: Answers, rng: np.random.Generator
+) -> float | None:
+    """Return MIA-efficacy: the share of forgotten samples that the attacker calls non-members.
+
+    SVC with C = 3, an RBF kernel and gamma 'auto', on as many members as non-members. None
+    where one of the three sets is empty.
+    """
+    from sklearn.svm import SVC
+
+    count = min(len(retained), len(test), MOST)
+    if not count or not len(forgotten):
+        return None
+    members = retained.take(np.sort(rng.permutation(len(retained))[:count]))
+    others = test.take(np.sort(rng.permutation(len(test))[:count]))
+    feature = np.concatenate([true_confidence(members), true_confidence(others)])[:, None]
+    attacker = SVC(C=3, kernel="rbf", gamma="auto")
+    attacker.fit(feature, np.repeat([1, 0], count))
+    return float(np.mean(attacker.predict(true_confidence(forgotten)[:, None]) == 0))

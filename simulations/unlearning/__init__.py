@@ -1,0 +1,1 @@
+"""Unlearning on finished runs: what is to be forgotten, how, and the folder that comes of it."""

@@ -1,0 +1,115 @@
+"""Exact unlearning: go back to before the target's first influence, and run on without it.
+
+The new run is the one that never had the target, to the bit: rounds that did not ask it are the
+same with and without it, for other clients take the places of absent ones and nobody else's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsparse import data
+from fedsparse.config import Config
+from fedsparse.errors import ConfigError
+from fedsparse.runs import RunFolder
+from fedsparse.runs.ledger import Ledger
+from fedsparse.runs.progress import Progress
+from fedsparse.runs.rows import until
+from simulations.experiment import Summary, resume_experiment, run_experiment
+from simulations.influence import checkpoint_before, first_influence
+from simulations.states import ClientStates
+from simulations.unlearning.target import Target, without
+from strategies import foreign
+from strategies.base import SparseStrategy
+from strategies.task import Task
+
+RERUN, UNUSED, APPROXIMATE = "exact-rerun", "no-op-unused", "approximate"
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """How a run is made again without a target, and what that certifies.
+
+    `first` is the round that the target touched first, None for none; `back` the checkpoint to go
+    on from, None for none.
+    """
+
+    certificate: str
+    config: Config
+    first: int | None
+    back: int | None
+    reason: str
+
+    @property
+    def repeated(self) -> int:
+        """How many rounds are run."""
+        return self.config.run.rounds - (self.back or 0)
+
+
+def planned(parent: RunFolder, target: Target, changes: Sequence[str] = ()) -> Rerun:
+    """Return what an exact rerun of a finished run takes; raises as `without` does."""
+    config = without(parent.config, target, changes)
+    data.of(config)  # refuses what is not there
+    first = first_influence(parent, data.of(parent.config), target.forget)
+    if first is None:
+        last = parent.config.run.rounds
+        back = last if last in parent.checkpoints() else None
+        reason = "no round of the run asked a client that trains on it"
+        return Rerun(UNUSED, config, None, back, reason)
+    back = None if target.kind == "class" else checkpoint_before(parent, first)
+    touched = "before the first round" if first == 0 else f"in round {first}"
+    went = "from the start" if back is None else f"from the checkpoint of round {back}"
+    return Rerun(RERUN, config, first, back, f"it was first asked {touched}; rerun {went}")
+
+
+def rerun(
+    parent: RunFolder, target: Target, plan: Rerun, out: Path, *, command: str, progress: Progress
+) -> Summary:
+    """Make the run again into a new folder, or go on with one that was begun, as planned."""
+    if (out / "run.json").exists():
+        return resume_experiment(out, progress=progress)
+    if plan.back is None:
+        return run_experiment(plan.config, out, command=command, progress=progress)
+    child = RunFolder.create(out, Task.of(plan.config).config, command=command)
+    with child.lock():
+        _seed(parent, child, plan.back, target.forget.client_set)
+    return resume_experiment(out, progress=progress)
+
+
+def _seed(parent: RunFolder, child: RunFolder, number: int, forgotten: frozenset[int]) -> None:
+    """Put into a new folder what the parent's held after a round, but for forgotten clients."""
+    tree = parent.checkpoint(number)
+    strategy = foreign.make(Task.of(child.config))
+    spliced = False
+    if isinstance(strategy, SparseStrategy) and number < parent.config.run.rounds:
+        last = parent.checkpoint(parent.checkpoints()[-1])
+        made = strategy.splice(tree["strategy"], last["strategy"], forgotten)
+        spliced = made is not tree["strategy"]
+        tree = {**tree, "strategy": made}
+    for row in until(parent.metrics(), number):
+        child.append_metrics(row)
+    rows = until(parent.clients(), number)
+    child.append_clients([row for row in rows if row["kind"] == "train" or number == row["round"]])
+    Ledger(child.path).inherit(Ledger(parent.path), child.config, number, spliced=spliced)
+    theirs, ours = ClientStates(parent.path), ClientStates(child.path)
+    try:
+        theirs.restore(number, tree["clients"])
+        for client, state in theirs.all().items():
+            if client not in forgotten:
+                ours.keep(client, state)
+        saved = ours.commit(number, [number])
+    finally:
+        theirs.close()
+        ours.close()
+    child.save_checkpoint(number, {**tree, "clients": saved})
+
+
+def check_parent(parent: RunFolder) -> None:
+    """Raise ConfigError where a run's model came from another run: that one is to be rerun."""
+    origin = parent.config.strategy.get("parent")
+    if origin:
+        raise ConfigError(
+            f"'{parent.path}' was made by '{parent.config.strategy['name']}' from '{origin}', and "
+            "an exact rerun would begin with that run's model; unlearn from that run, and name all "
+            "that is to be forgotten"
+        )
