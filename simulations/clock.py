@@ -58,8 +58,8 @@ class ClockedGrid(MeteredGrid):
         self.enrolment = Enrolment(task, fleet)
         self.budget = self.enrolment.budget
         """Strategies ask it for the largest part of the model that a client's device holds."""
-        self.candidates = pool(task.config.fleet, task.config.run.seed, task.absent)
-        """The clients that rounds draw from."""
+        self.candidates = pool(task.config.fleet, task.config.run.seed)
+        """The clients that rounds draw from, absent ones too: they are never there."""
         self.now = 0.0
         self._trips: list[Trip] = []
         self._offers: dict[int, tuple[Price, float]] = {}
@@ -83,7 +83,9 @@ class ClockedGrid(MeteredGrid):
         self._offers, self._plan = {}, plan
         self._refused = self.enrolment.refused(plan, kept, fits)
         wanted = round_size(config.fleet)
-        asked = min(len(self.task.present), math.ceil(wanted * (1 + config.fleet.over_selection)))
+        asked = min(
+            config.fleet.training_clients, math.ceil(wanted * (1 + config.fleet.over_selection))
+        )
         enough = self._enough(f"round {round_number}", self._refused)
         began = self.now
         while True:
@@ -96,7 +98,7 @@ class ClockedGrid(MeteredGrid):
         """Return how many clients a round needs; GridError when the fleet never has so many."""
         fleet = self.task.config.fleet
         clients = len(self.task.present)
-        enough = least_replies(min(clients, round_size(fleet)), fleet.min_replies)
+        enough = min(clients, least_replies(round_size(fleet), fleet.min_replies))
         if clients - refused < enough:
             raise GridError(
                 f"{what} wants {enough} clients, and the devices of {clients - refused} of "
@@ -114,13 +116,13 @@ class ClockedGrid(MeteredGrid):
         fits: frozenset[str],
     ) -> dict[int, Seat]:
         """Draw clients until enough are found, or all, or very many, were looked at."""
-        seed, absent = self.task.config.run.seed, self.task.absent
+        seed = self.task.config.run.seed
         rng = seeds.stream(seed, round_number, seeds.SERVER, "more clients")
         sized = self.task.config.fleet.model_copy(update={"clients_per_round": asked})
         looked: set[int] = set()
         seats: dict[int, Seat] = {}
         clients = len(self.candidates)
-        draw = cohort(sized, seed, round_number, absent)
+        draw = cohort(sized, seed, round_number)
         while draw:
             for client in draw:
                 looked.add(client)

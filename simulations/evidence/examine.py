@@ -30,6 +30,11 @@ MEASURES: Mapping[str, tuple[str, str]] = {
         "Share of the forgotten samples that the paper's attacker, a support vector machine on the "
         "confidence of the true label, takes for never seen.",
     ),
+    "mia_success": (
+        "MIA's attacker, right",
+        "Share of retained and test samples, as many of each, that this attacker tells apart. Near "
+        "50 % it is a coin, and what it says of the forgotten samples means nothing.",
+    ),
     "ra": (
         "Remaining accuracy (RA)",
         "Accuracy on the training samples that stay: what they taught should still be there.",
@@ -121,9 +126,11 @@ def examine(task: Task, samples: Samples, subject: Subject) -> Examined:
     models.load_state(task.model, subject.whole)
     answers = {name: outputs(task.model, _set(samples, name)) for name in SETS}
     rng = seeds.stream(SEED, 0, seeds.SERVER, "audit: attacker")
+    attacked = membership.attack(answers["retained"], answers["test"], answers["forgotten"], rng)
     measures = {
         "ua": unlearning_accuracy(answers["forgotten"]),
-        "mia": membership.efficacy(answers["retained"], answers["test"], answers["forgotten"], rng),
+        "mia": None if attacked is None else attacked.efficacy,
+        "mia_success": None if attacked is None else attacked.success,
         "ra": accuracy(answers["retained"]),
         "ta": accuracy(answers["test"]),
         "ua_test": unlearning_accuracy(answers["test_forgotten"]),

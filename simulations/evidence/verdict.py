@@ -47,6 +47,8 @@ MARGINS: dict[str, tuple[Margin, str]] = {
 }
 """Margins as shares of one, and why."""
 
+TELLING = 0.55
+"""What the membership attack must get right of the samples it learnt from to be listened to."""
 FORGETTING = ("ua", "mia", "ua_test")
 """Measures that are low where the target is remembered, and high where it is over-forgotten."""
 KNOWING = ("backdoor", "lira_auc", "rmia_auc")
@@ -157,11 +159,20 @@ def _finding(key: str, measured: Measured, evidence: Evidence) -> Finding | None
     if allowed > MARGINS[key][0].most:
         text = f"{said}; retrained models vary by {_points(allowed)}, too much to tell"
         return Finding(key, "coarse", text)
+    if key == "mia" and (right := _attacker(evidence)) < TELLING:
+        text = f"{said}; the attacker is right about {_percent(right)} of what it knows: a coin"
+        return Finding(key, "coarse", text)
     rule = "where one more retrained model would lie" if from_seeds else "the stated margin"
     if from_seeds and allowed <= MARGINS[key][0].least:
         rule = "the least margin"
     text = f"{said}; allowed {_points(allowed)}: {rule}"
     return Finding(key, _says(key, ours - wanted, allowed, evidence), text)
+
+
+def _attacker(evidence: Evidence) -> float:
+    """Return how often the membership attack on the unlearned model is right on its own samples."""
+    measured = evidence.measures.get("mia_success")
+    return 1.0 if measured is None or measured.unlearned is None else measured.unlearned
 
 
 def _says(key: str, apart: float, allowed: float, evidence: Evidence) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedsparse import data
 from fedsparse.config import Config
+from fedsparse.data import FederatedData
 from fedsparse.errors import ConfigError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.ledger import Ledger
@@ -80,16 +81,17 @@ def _seed(parent: RunFolder, child: RunFolder, number: int, forgotten: frozenset
     """Put into a new folder what the parent's held after a round, but for forgotten clients."""
     tree = parent.checkpoint(number)
     strategy = foreign.make(Task.of(child.config))
-    spliced = False
-    if isinstance(strategy, SparseStrategy) and number < parent.config.run.rounds:
-        last = parent.checkpoint(parent.checkpoints()[-1])
-        made = strategy.splice(tree["strategy"], last["strategy"], forgotten)
+    spliced, end = False, parent.config.run.rounds
+    if isinstance(strategy, SparseStrategy) and number < end and end in parent.checkpoints():
+        last = parent.checkpoint(end)["strategy"]
+        touched = _touched(data.of(parent.config), strategy.task.data)
+        made = strategy.splice(tree["strategy"], last, touched)
         spliced = made is not tree["strategy"]
         tree = {**tree, "strategy": made}
     for row in until(parent.metrics(), number):
         child.append_metrics(row)
-    rows = until(parent.clients(), number)
-    child.append_clients([row for row in rows if row["kind"] == "train" or number == row["round"]])
+    trained = [row for row in until(parent.clients(), number) if row["kind"] == "train"]
+    child.append_clients(trained)  # the clients' last test is made again
     Ledger(child.path).inherit(Ledger(parent.path), child.config, number, spliced=spliced)
     theirs, ours = ClientStates(parent.path), ClientStates(child.path)
     try:
@@ -102,6 +104,18 @@ def _seed(parent: RunFolder, child: RunFolder, number: int, forgotten: frozenset
         theirs.close()
         ours.close()
     child.save_checkpoint(number, {**tree, "clients": saved})
+
+
+def _touched(before: FederatedData, after: FederatedData) -> frozenset[int]:
+    """Return the clients that take part in another way now: gone, or with fewer samples."""
+    gone = after.forget.client_set - before.forget.client_set
+    if (after.forget.classes, after.forget.samples) == (
+        before.forget.classes,
+        before.forget.samples,
+    ):
+        return gone
+    every = range(after.clients)
+    return gone | {k for k in every if len(after.forgotten(k)) > len(before.forgotten(k))}
 
 
 def check_parent(parent: RunFolder) -> None:

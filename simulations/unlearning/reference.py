@@ -96,9 +96,10 @@ def proxy(task: Task, looked_at: Samples, original: Subject) -> Reference:
     answers = own.answers
     alike = answers["test"].take(looked_at.unseen)
     rng = seeds.stream(SEED, 0, seeds.SERVER, "audit: attacker")
+    attacked = membership.attack(answers["retained"], answers["test"], alike, rng)
     unseen = {
         "ua": unlearning_accuracy(alike),
-        "mia": membership.efficacy(answers["retained"], answers["test"], alike, rng),
+        "mia": None if attacked is None else attacked.efficacy,
     }
     return Reference(
         {**unseen, **kept},

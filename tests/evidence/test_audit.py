@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from digits_models import CLASS, PLAIN, SAMPLES, configs, original, retrained, world
 from tiny_runs import run, tiny
 
 from fedsparse import data
@@ -15,6 +14,7 @@ from simulations.evidence.audit import audit, evidence
 from simulations.evidence.examine import MEASURES
 from simulations.evidence.record import Evidence
 from simulations.evidence.samples import samples
+from tests.evidence.digits_models import CLASS, PLAIN, SAMPLES, configs, original, retrained, world
 
 
 def rows(found):

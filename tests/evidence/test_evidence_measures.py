@@ -17,6 +17,8 @@ from simulations.evidence.measures import (
     unlearning_accuracy,
 )
 
+Attack = membership.Attack
+
 
 def answers(p_true, classes=3, y=1):
     """Return answers of which the true label's probabilities are given, the rest spread evenly."""
@@ -60,10 +62,12 @@ def test_the_attacker_tells_by_confidence():
     rng = np.random.default_rng(0)
     sure, unsure = (answers(rng.uniform(*bounds, 60)) for bounds in ((0.9, 1.0), (0.4, 0.6)))
     draw = seeds.stream(0, 0, 0, "test")
-    assert membership.efficacy(sure, unsure, answers([0.5] * 9), draw) == 1.0
-    assert membership.efficacy(sure, unsure, answers([0.95] * 9), draw) == 0.0
-    assert membership.efficacy(sure, unsure, answers([0.5, 0.95, 0.96, 0.97]), draw) == 0.25
-    assert membership.efficacy(sure, NONE, answers([0.5]), draw) is None
+    assert membership.attack(sure, unsure, answers([0.5] * 9), draw) == Attack(1.0, 1.0)
+    assert membership.attack(sure, unsure, answers([0.95] * 9), draw) == Attack(0.0, 1.0)
+    assert membership.attack(sure, unsure, answers([0.5, 0.95, 0.96, 0.97]), draw).efficacy == 0.25
+    assert membership.attack(sure, NONE, answers([0.5]), draw) is None
+    alike = membership.attack(sure, sure, answers([0.5]), draw)
+    assert alike.success == 0.5
 
 
 def test_the_area_counts_pairs_in_order_and_ties_as_half():

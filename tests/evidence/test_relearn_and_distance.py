@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from digits_models import CLASS, SAMPLES, original, retrained, train, world
 
 from fedsparse import seeds
 from fedsparse.sparsity import Mask
 from simulations.evidence import distance, relearn
 from simulations.evidence.examine import relearn_steps
 from simulations.evidence.measures import Answers
+from tests.evidence.digits_models import CLASS, SAMPLES, original, retrained, train, world
 
 
 def test_a_model_that_knows_needs_no_step_and_one_that_never_did_needs_some():

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from digits_models import SAMPLES, original, retrained, world
 
 from simulations.evidence import attacks, lira, rmia
 from simulations.evidence.examine import examine
 from simulations.evidence.measures import Answers
+from tests.evidence.digits_models import SAMPLES, original, retrained, world
 
 
 def test_the_logit_of_a_nearly_certain_model_keeps_its_digits():

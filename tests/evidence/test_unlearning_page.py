@@ -5,7 +5,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from made_evidence import evidence, measured, record
 from tiny_runs import tiny
 
 from fedsparse.errors import RunFolderError
@@ -13,6 +12,7 @@ from fedsparse.runs import RunFolder
 from simulations.evidence.costs import cost_of
 from simulations.evidence.page import render, target_text, write_page
 from simulations.evidence.roc import Roc
+from tests.evidence.made_evidence import evidence, measured, record
 
 VOID = {"meta", "br", "link", "img"}
 

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from made_evidence import USUAL, evidence, measured
 
 from simulations.evidence.spread import spread
 from simulations.evidence.verdict import tolerance, verdict
+from tests.evidence.made_evidence import USUAL, evidence, measured
 
 
 def without_retrained(found):
@@ -146,3 +146,12 @@ def test_without_evidence_only_the_certificate_speaks():
     outcomes = {c: verdict(None, c).outcome for c in ("exact-rerun", "no-op-unused", "approximate")}
     assert list(outcomes.values()) == ["exact", "unused", "not-compared"]
     assert set(USUAL) == {f.measure for f in verdict(evidence(), "approximate").findings}
+
+
+def test_an_attacker_that_guesses_is_not_listened_to():
+    """MIA is 0 against 100 %, but the attacker cannot tell what it learnt from either."""
+    apart = {"mia": measured(0.0, (1.0, 1.0, 1.0))}
+    guessing = {**apart, "mia_success": measured(0.51, (0.5, 0.5, 0.5))}
+    for changes, says in ((apart, "remembers"), (guessing, "coarse")):
+        found = verdict(evidence(**changes), "approximate").findings
+        assert [f.says for f in found if f.measure == "mia"] == [says]

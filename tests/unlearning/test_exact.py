@@ -238,3 +238,27 @@ def test_what_another_method_made_cannot_be_made_exact_afterwards(tmp_path):
     run(tmp_path / "tuned", *FEW, "run.rounds=1", "forget.clients=1", *settings)
     with pytest.raises(ConfigError, match="unlearn from that run"):
         exact.check_parent(RunFolder.open(tmp_path / "tuned"))
+
+
+@pytest.mark.parametrize("what", ["client", "samples"])
+def test_with_clusters_the_others_are_not_run_again(tmp_path, what):
+    """KNOT: whoever is in another cluster is asked nothing, and the bits are the fresh run's."""
+    clusters = ("strategy.clusters=4", "strategy.density=0.3", "strategy.criterion=random")
+    settings = (*FEW, "strategy.name=knot", *clusters, "fleet.clients_per_round=4")
+    run(tmp_path / "run", *settings)
+    parent = RunFolder.open(tmp_path / "run")
+    first = asked(parent.path)
+    late = max(first, key=lambda client: first[client])
+    target = of_client(parent.path, late)
+    if what == "samples":
+        listed = tmp_path / "ids.txt"
+        listed.write_text(str(data.of(parent.config).ids(late)[0]))
+        target = target_of(parent.config, [], [], listed, False)
+    forget(parent.path, tmp_path / "without", target)
+    key = {"client": "clients", "samples": "samples"}[what]
+    run(tmp_path / "fresh", *settings, f"forget.{key}={getattr(target.forget, key)}")
+    assert same_model(tmp_path / "without", tmp_path / "fresh")
+    rerun = RunFolder.open(tmp_path / "without").clients()
+    trained = [row for row in rerun if row["kind"] == "train"]
+    again = {row["client"] for row in trained if row["round"] >= first[late]}
+    assert 0 < len(again) < len({row["client"] for row in parent.clients()}) / 2
