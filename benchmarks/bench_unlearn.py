@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,13 @@ from fedsparse.errors import FedSparseError
 from fedsparse.number_set import text_of
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Silent
-from simulations.evidence import audit, costs
+from simulations.evidence import attacks, audit, costs
+from simulations.evidence.examine import Examined, average_gap, examine, subject_of
+from simulations.evidence.samples import Samples
 from simulations.evidence.spread import spread
 from simulations.unlearning import reference, tries
 from simulations.unlearning.target import Target
+from strategies.task import Task
 from strategies.unlearning import choice
 
 TUNED_ON = 100
@@ -47,7 +50,8 @@ ORIGINALS = {
         "strategy.stop_round=20",
     ],
 }
-MEASURES = ("ua", "mia", "ra", "ta", "backdoor", "lira_auc", "lira_tpr_1", "relearn")
+LOOKED_AT = 4_000
+"""Samples of a set that models are asked about: shares of them are within 1.6 points."""
 
 
 def config(original: str, kind: str, seed: int, rounds: int) -> Config:
@@ -66,7 +70,7 @@ def config(original: str, kind: str, seed: int, rounds: int) -> Config:
         "data.client_test_fraction=0.0",
         "data.alpha=0.5",
         "data.min_per_client=50",
-        "model.name=cnn",
+        "model.name=paper-cnn",
         "client.lr=0.05",
         "client.batch_size=50",
         "fleet.clients=10",
@@ -120,12 +124,11 @@ class Setting:
         wanted = self._tries(parent, method)
         if len(wanted) == 1:
             return [], {"value": None, "tries": 1}
-        task, looked_at = audit.setting(parent.config, again.config)
-        wished = reference.from_retrained(task, looked_at, [again])
+        wished = reference.from_retrained(*self.looked_at, [again])
         found = tries.run_all(
             wanted,
             self.home / "tuning",
-            partial(reference.gap_to, task, looked_at, wished),
+            partial(reference.gap_to, *self.looked_at, wished),
             command="bench_unlearn",
             watch=lambda text: Silent(),
         )
@@ -145,24 +148,38 @@ class Setting:
         (which,) = self._tries(self.parent(seed), method, changes)
         return self._made(f"{method}-{seed}", which.config)
 
+    @cached_property
+    def looked_at(self) -> tuple[Task, Samples]:
+        """The model to load states into, and the samples that all models are asked about."""
+        again = self.retrained(TUNED_ON)
+        return audit.setting(self.parent(TUNED_ON).config, again.config, LOOKED_AT)
+
+    @cache  # noqa: B019 - there is one setting a process
+    def examined(self, which: str, seed: int) -> Examined:
+        """Return what the original or the retrained model of a seed says."""
+        made = self.parent(seed) if which == "original" else self.retrained(seed)
+        return examine(*self.looked_at, subject_of(made))
+
     def audited(
         self, child: RunFolder, seed: int, seeds: Sequence[int]
     ) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
-        """Return every measure of all models of a seed, and the cost by that of retraining."""
-        others = [self.retrained(other) for other in seeds if other != seed]
-        again = self.retrained(seed)
-        found = audit.audit(self.parent(seed), child, again, others)
-        names = ("original", "unlearned", "retrained")
-        told = {
-            name: {
-                key: getattr(found.measures[key], name) if key in found.measures else None
-                for key in MEASURES
-            }
-            for name in names
+        """Return the measures of all models of a seed, and the cost by that of retraining."""
+        others = [self.examined("retrained", other) for other in seeds if other != seed]
+        models = {
+            "original": self.examined("original", seed),
+            "unlearned": examine(*self.looked_at, subject_of(child)),
         }
-        told["unlearned"]["gap"] = found.gaps.get("unlearned")
-        told["original"]["gap"] = found.gaps.get("original")
-        return told, costs.costs(costs.cost_of(child), [], costs.cost_of(again)).ratio
+        again = self.examined("retrained", seed)
+        told = {name: dict(each.measures) for name, each in models.items()}
+        told["retrained"] = dict(again.measures)
+        attacked = attacks.attack(self.looked_at[1], models, again, others)
+        for kind, curves in attacked.curves.items():
+            for name, curve in curves.items():
+                told[name] |= attacks.figures(kind, curve)
+        for name, each in models.items():
+            told[name]["gap"] = average_gap(each.measures, again.measures)
+        ratio = costs.costs(costs.cost_of(child), [], costs.cost_of(self.retrained(seed))).ratio
+        return told, ratio
 
 
 def measured(setting: Setting, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:

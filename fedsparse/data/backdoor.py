@@ -29,6 +29,13 @@ def stamp(x: NDArray[np.float32], size: int, value: float) -> NDArray[np.float32
     return marked
 
 
+def stamped(x: NDArray[np.float32], size: int, value: float) -> NDArray[np.bool_]:
+    """Tell which images have the patch."""
+    corner = x[:, :, -size:, -size:].reshape(len(x), -1)
+    found: NDArray[np.bool_] = (corner == value).all(1)
+    return found
+
+
 def poisoned(
     data: Dataset, attack: AttackConfig, value: float, rng: np.random.Generator
 ) -> Dataset:

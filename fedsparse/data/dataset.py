@@ -214,15 +214,16 @@ class FederatedData:
         if client not in self.attack.client_set:
             return data
         rng = seeds.stream(self.seed, 0, client, "backdoor")
-        return backdoor.poisoned(data, self.attack, self._patch, rng)
+        return backdoor.poisoned(data, self.attack, self.patch, rng)
 
     @property
     def triggered(self) -> Dataset | None:
         """Test samples of other classes with the attack's trigger and its label; None without."""
         if not self.attack.clients:
             return None
-        return backdoor.triggered(self.test, self.attack, self._patch)
+        return backdoor.triggered(self.test, self.attack, self.patch)
 
     @cached_property
-    def _patch(self) -> float:
+    def patch(self) -> float:
+        """The value of the trigger's pixels."""
         return backdoor.brightest(self.train)

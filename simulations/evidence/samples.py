@@ -10,7 +10,8 @@ import numpy as np
 
 from fedsparse import data, seeds
 from fedsparse.config import Config
-from fedsparse.data import Dataset, FederatedData
+from fedsparse.data import Dataset, FederatedData, backdoor
+from fedsparse.data.samples import Indices
 from fedsparse.errors import DataError
 from simulations.evidence import lira
 
@@ -25,7 +26,8 @@ class Samples:
     """The sets of an audit; sets of what a run has not are empty.
 
     `members` and `unseen` are positions in `forgotten` and in `compared`, labels alike in
-    proportion: what strong attacks are to tell apart. None of the compared samples was seen.
+    proportion: what strong attacks are to tell apart. None of the compared samples was seen, and
+    none of the members has a trigger.
     """
 
     kind: str
@@ -72,7 +74,8 @@ def samples(parent: Config, child: Config, most: int = MOST) -> Samples:
     triggered = whole.triggered
     kind = _kind(parent, child)
     unseen = test_forgotten if kind == "class" else test
-    members, others = lira.matched(forgotten.y, unseen.y, _rng("attacked samples"))
+    clean = _clean(whole, forgotten)
+    members, others = lira.matched(forgotten.y[clean], unseen.y, _rng("attacked samples"))
     return Samples(
         kind=kind,
         forgotten=forgotten,
@@ -80,9 +83,16 @@ def samples(parent: Config, child: Config, most: int = MOST) -> Samples:
         test=test,
         test_forgotten=test_forgotten,
         triggered=none if triggered is None else _bounded(triggered, most, "triggered samples"),
-        members=members,
+        members=clean[members],
         unseen=others,
     )
+
+
+def _clean(whole: FederatedData, forgotten: Dataset) -> Indices:
+    """Return the forgotten samples without a trigger: no test sample is like one with it."""
+    if not whole.attack.clients:
+        return np.arange(len(forgotten))
+    return np.flatnonzero(~backdoor.stamped(forgotten.x, whole.attack.size, whole.patch))
 
 
 def _kind(parent: Config, child: Config) -> str:

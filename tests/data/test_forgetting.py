@@ -5,6 +5,7 @@ import pytest
 
 from fedsparse import data
 from fedsparse.config import override, resolve
+from fedsparse.data import backdoor
 from fedsparse.errors import ConfigError, DataError
 
 TREE = {
@@ -139,3 +140,12 @@ def test_an_attacker_stamps_a_fraction_of_its_training_samples():
 def test_an_attack_that_does_not_fit_the_images_is_refused(assignment, said):
     with pytest.raises(DataError, match=said):
         dealt("attack.clients=1", assignment)
+
+
+def test_stamped_images_are_told_from_others():
+    attacked = dealt("attack.clients=1", "attack.label=7", "attack.fraction=0.5")
+    forgotten = attacked.client(1).train
+    marked = backdoor.stamped(forgotten.x, 3, attacked.patch)
+    assert marked.sum() == round(0.5 * len(forgotten))
+    assert (forgotten.y[marked] == 7).all()
+    assert not backdoor.stamped(dealt().test.x, 3, attacked.patch).any()
