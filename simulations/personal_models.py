@@ -108,14 +108,18 @@ class Personaliser:
         fleet = self.config.fleet
         if novel and not fleet.novel_clients:
             raise ConfigError("the run held no clients out; give --clients, or neither for all")
-        if novel:
-            return list(range(fleet.training_clients, fleet.clients))
+        absent = self.strategy.task.absent
         for client in wanted or ():
             if not 0 <= client < fleet.clients:
                 raise ConfigError(
                     f"there is no client {client}; the run's are 0 to {fleet.clients - 1}"
                 )
-        return list(dict.fromkeys(wanted)) if wanted else list(range(fleet.clients))
+            if client in absent:
+                raise ConfigError(f"client {client} is no part of this run: it was made without it")
+        if wanted:
+            return list(dict.fromkeys(wanted))
+        every = range(fleet.training_clients if novel else 0, fleet.clients)
+        return [client for client in every if client not in absent]
 
     def make(self, clients: Sequence[int]) -> Iterator[Made]:
         """Make the models one by one; each is on the disk when it is yielded."""

@@ -59,15 +59,23 @@ class Directory:
     client_of: Mapping[int, int]
 
     @classmethod
-    def of(cls, grid: Grid, clients: int, timeout: float = CONNECT_SECONDS) -> "Directory":
-        """Ask every node who it is, and wait at most `timeout` seconds for all.
+    def of(
+        cls,
+        grid: Grid,
+        clients: int,
+        timeout: float = CONNECT_SECONDS,
+        *,
+        absent: Collection[int] = (),
+    ) -> "Directory":
+        """Ask every node who it is, and wait at most `timeout` seconds for all that are not absent.
 
         A grid that knows its clients (`clients_by_node`) isn't asked. Raises GridError
         with the partition ids that are missing when not all are there in time.
         """
         known: Mapping[int, int] | None = getattr(grid, "clients_by_node", None)
-        client_of = known if known is not None else _ask(grid, clients, timeout)
+        client_of = known if known is not None else _ask(grid, clients, timeout, absent)
         node_of, missing = _inverted(client_of, clients)
+        missing = [client for client in missing if client not in absent]
         if missing:
             named = ", ".join(map(str, missing[:10])) + (", ..." if missing[10:] else "")
             raise GridError(
@@ -98,9 +106,10 @@ def _inverted(
     return node_of, [client for client in range(clients) if client not in node_of]
 
 
-def _ask(grid: Grid, clients: int, timeout: float) -> dict[int, int]:
+def _ask(grid: Grid, clients: int, timeout: float, absent: Collection[int] = ()) -> dict[int, int]:
     """Return node id to partition id of every node that answers with one of this run."""
     found: dict[int, int] = {}
+    wanted = set(range(clients)).difference(absent)
     deadline = time.monotonic() + timeout
     while True:
         new = [node for node in grid.get_node_ids() if node not in found]
@@ -110,7 +119,7 @@ def _ask(grid: Grid, clients: int, timeout: float) -> dict[int, int]:
             client = _told(reply)
             if client is not None and 0 <= client < clients:
                 found[reply.metadata.src_node_id] = client
-        if len(set(found.values())) == clients or time.monotonic() > deadline:
+        if wanted <= set(found.values()) or time.monotonic() > deadline:
             return found
         time.sleep(POLL_SECONDS)
 
@@ -228,6 +237,8 @@ class MeteredGrid(Grid):
         self._traffic = Traffic()
         self.least_nodes = 1
         """Nodes that a strategy of another maker waits for."""
+        self.absent: Collection[int] = ()
+        """Clients whose nodes a strategy of another maker isn't told of."""
 
     def read_traffic(self) -> Traffic:
         """Return what was counted since the last call, and start again from zero."""
@@ -297,8 +308,10 @@ class MeteredGrid(Grid):
         return replies
 
     def get_node_ids(self) -> Sequence[int]:
-        """Return the nodes' addresses in the order of clients."""
-        return self.directory.nodes
+        """Return the nodes' addresses in the order of clients, without those that are absent."""
+        nodes, client_of = self.directory.nodes, self.directory.client_of
+        absent = self.absent
+        return [node for node in nodes if client_of[node] not in absent] if absent else nodes
 
     def set_run(self, *args: Any, **kwargs: Any) -> None:
         """Pass on to the grid behind."""

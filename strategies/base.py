@@ -259,7 +259,8 @@ class SparseStrategy(Strategy):
 
     def begin(self, grid: Grid) -> None:
         """Find the clients and make the model, for loops that do not, such as Flower's own."""
-        self.directory = Directory.of(grid, self.task.config.fleet.clients)
+        clients, absent = self.task.config.fleet.clients, self.task.absent
+        self.directory = Directory.of(grid, clients, absent=absent)
         self.prepare(MeteredGrid(grid, self.directory))
 
     # -- for methods ------------------------------------------------------------------

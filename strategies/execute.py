@@ -55,7 +55,7 @@ def execute(
     then be resumed.
     """
     config = task.config
-    directory = Directory.of(grid, config.fleet.clients)
+    directory = Directory.of(grid, config.fleet.clients, absent=task.absent)
     if isinstance(strategy, SparseStrategy):
         strategy.directory = directory
     partition = {
@@ -68,6 +68,7 @@ def execute(
     asynchronous = isinstance(strategy, AsyncStrategy)
     loop_of = AsyncLoop if asynchronous else RoundLoop
     counted = metered(grid, directory)
+    counted.absent = task.absent
     if not isinstance(strategy, SparseStrategy):
         counted.least_nodes = foreign.least_nodes(strategy)
     loop = loop_of(task, strategy, counted, folder, progress)

@@ -68,7 +68,7 @@ def make(task: Task) -> Strategy:
         strategy = cls(**_defaults(cls, task), **extra)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"strategy '{section['name']}' refused its settings: {error}") from None
-    _check_nodes(strategy, task.config.fleet.clients)
+    _check_nodes(strategy, task.config.fleet.clients - len(task.absent))
     return strategy
 
 
@@ -146,15 +146,16 @@ def _defaults(cls: type, task: Task) -> dict[str, Any]:
     """Return the cohort's size in the words of Flower's FedAvg family."""
     fleet = task.config.fleet
     given = task.config.strategy
-    size = round_size(fleet)
+    nodes = fleet.clients - len(task.absent)
+    size = min(nodes, round_size(fleet))
     least = least_replies(size, fleet.min_replies)
     wanted = {
-        "fraction_train": size / fleet.clients,
-        "fraction_evaluate": min(1.0, fleet.evaluate_clients / fleet.clients),
+        "fraction_train": size / nodes,
+        "fraction_evaluate": min(1.0, fleet.evaluate_clients / nodes),
         # With devices, not all may be there at once, and a strategy would wait for ever.
         "min_train_nodes": size if fleet.profile is None else least,
-        "min_evaluate_nodes": min(2, fleet.clients),
-        "min_available_nodes": min(2, fleet.clients) if fleet.profile is None else least,
+        "min_evaluate_nodes": min(2, nodes),
+        "min_available_nodes": min(2, nodes) if fleet.profile is None else least,
         "initial_arrays": initial_arrays(task),
     }
     accepted = _parameters(cls)

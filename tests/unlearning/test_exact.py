@@ -262,3 +262,13 @@ def test_with_clusters_the_others_are_not_run_again(tmp_path, what):
     trained = [row for row in rerun if row["kind"] == "train"]
     again = {row["client"] for row in trained if row["round"] >= first[late]}
     assert 0 < len(again) < len({row["client"] for row in parent.clients()}) / 2
+
+
+def test_a_strategy_of_flowers_own_never_hears_of_a_forgotten_client(tmp_path):
+    settings = (*FEW, "strategy.name=flwr.serverapp.strategy:FedAdam", "run.rounds=2")
+    run(tmp_path / "run", *settings)
+    plan = forget(tmp_path / "run", tmp_path / "without", of_client(tmp_path / "run", 3))
+    assert plan.first <= 1
+    run(tmp_path / "fresh", *settings, "forget.clients=3")
+    assert same_model(tmp_path / "without", tmp_path / "fresh")
+    assert 3 not in {row["client"] for row in RunFolder.open(tmp_path / "without").clients()}
