@@ -152,7 +152,7 @@ class Setting:
     def looked_at(self) -> tuple[Task, Samples]:
         """The model to load states into, and the samples that all models are asked about."""
         again = self.retrained(TUNED_ON)
-        return audit.setting(self.parent(TUNED_ON).config, again.config, LOOKED_AT)
+        return audit.setting(self.parent(TUNED_ON), again.config, LOOKED_AT)
 
     @cache  # noqa: B019 - there is one setting a process
     def examined(self, which: str, seed: int) -> Examined:

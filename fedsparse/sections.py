@@ -115,6 +115,15 @@ class ForgetConfig(Section):
             return "class"
         return "samples" if self.samples else None
 
+    def since(self, before: "ForgetConfig") -> "ForgetConfig":
+        """Return what is forgotten here and was not forgotten before."""
+        new = {
+            "clients": self.client_set - before.client_set,
+            "classes": self.class_set - before.class_set,
+            "samples": self.sample_set - before.sample_set,
+        }
+        return ForgetConfig(**{key: number_set.text_of(own) for key, own in new.items() if own})
+
 
 def _numbers(text: str | None) -> frozenset[int]:
     return frozenset(number_set.parse(text)) if text else frozenset()

@@ -57,7 +57,8 @@ class Enrolment:
         self.settings = task.config.client
         self.present = np.zeros(fleet.clients, bool)
         """Which clients take part in training."""
-        self.present[task.present] = True
+        self.present[: task.config.fleet.training_clients] = True
+        self.present[sorted(task.absent)] = False
         self.training = int(np.count_nonzero(self.present))
         """How many these are."""
         self.whole = {layer.name: layer.weights for layer in task.cost.layers}

@@ -164,20 +164,20 @@ def cohort(
     in its place, so that a round that does not draw it is the same with and without it.
     """
     rng = seeds.stream(seed, round_number, seeds.SERVER, "clients")
-    return sorted(draw(rng, pool(fleet, seed, absent), round_size(fleet), absent))
+    return sorted(draw(rng, pool(fleet, seed), round_size(fleet), absent))
 
 
-def pool(fleet: FleetConfig, seed: int, absent: Collection[int] = ()) -> Sequence[int]:
+def pool(fleet: FleetConfig, seed: int) -> Sequence[int]:
     """Return the clients that the run's rounds draw from: all, or a fraction drawn once.
 
-    The smaller it is, the likelier a client that is to be forgotten was never asked (FATS, Tao et
-    al. 2024, stability of federated learning with respect to a client).
+    Whoever is absent is in it all the same, so that nobody else's place changes. The smaller it is,
+    the likelier a client that is to be forgotten was never asked (FATS, Tao et al. 2024).
     """
     everyone = range(fleet.training_clients)
     if fleet.pool is None:
         return everyone
     rng = seeds.stream(seed, 0, seeds.SERVER, "pool")
-    return draw(rng, everyone, math.ceil(fleet.pool * len(everyone)), absent)
+    return draw(rng, everyone, math.ceil(fleet.pool * len(everyone)))
 
 
 def draw(

@@ -11,7 +11,7 @@ is there.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -72,24 +72,20 @@ class Knot(StaticMask):
     @property
     def round_size(self) -> int:
         """How many clients a round asks while no cluster is done."""
-        return min(round_size(self.task.config.fleet), len(self.candidates(self.task.absent)))
+        return min(round_size(self.task.config.fleet), len(self.candidates))
 
-    def candidates(self, absent: Collection[int]) -> Sequence[int]:
-        """Return the clients that are dealt to clusters, absent ones of them too."""
-        return pool(self.task.config.fleet, self.task.config.run.seed, absent)
+    @property
+    def candidates(self) -> Sequence[int]:
+        """The clients that are dealt to clusters, absent ones of them too."""
+        return pool(self.task.config.fleet, self.task.config.run.seed)
 
     @cached_property
     def members(self) -> list[list[int]]:
-        """The clients of each cluster."""
-        return self.dealt(self.task.absent)
+        """The clients of each cluster: as many in each, at random, or the largest first by turns.
 
-    def dealt(self, absent: Collection[int]) -> list[list[int]]:
-        """Deal clients to clusters, as many to each: at random, or the largest first by turns.
-
-        Forgetting changes nobody's cluster: sizes are those before anything is forgotten, and who
-        takes an absent client's place in `fleet.pool` takes its place here.
+        Forgetting changes nobody's cluster: sizes are those before anything is forgotten.
         """
-        clients = np.asarray(self.candidates(absent), np.int64)
+        clients = np.asarray(self.candidates, np.int64)
         order = self.task.rng(0, "clusters").permutation(len(clients))
         if self.settings.balance == "samples":
             own = self.task.data.sizes[clients[order]]
@@ -201,8 +197,7 @@ class Knot(StaticMask):
         The others have the models of `last`, a run's end, and are done. `forgotten` are the clients
         whose part in the run changes now; what was forgotten before is the same in both.
         """
-        before = self.dealt(self.task.absent - forgotten)
-        touched = {c for c, own in enumerate(before) if not forgotten.isdisjoint(own)}
+        touched = {c for c, own in enumerate(self.members) if not forgotten.isdisjoint(own)}
         if not touched:
             return earlier
         by_cluster = [earlier if c in touched else last for c in range(self.settings.clusters)]

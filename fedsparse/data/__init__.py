@@ -75,8 +75,9 @@ def _check_forgotten(whole: FederatedData, forget: ForgetConfig) -> None:
     foreign = wanted if held is None else np.setdiff1d(wanted, held)
     if len(foreign):
         raise DataError(
-            f"forget.samples names sample {foreign[0]}, which belongs to no client; samples are "
-            "named by their row in the data set's training set"
+            f"forget.samples names sample {foreign[0]}, which belongs to no client: it is no row "
+            "of the training set, is not used (data.samples), or is the server's own "
+            "(data.public_samples)"
         )
 
 

@@ -124,8 +124,8 @@ class FederatedData:
         held = np.rint(self.client_test_fraction * self.sizes).astype(np.int64)
         left: NDArray[np.int64] = self.sizes - np.minimum(held, self.sizes - 1)
         if self._parts_forgotten:
-            parts = (self._split(client)[0] for client in range(self.clients))
-            left = np.array([np.count_nonzero(~self.is_forgotten(own)) for own in parts], np.int64)
+            every = range(self.clients)
+            left = np.array([np.count_nonzero(~self._gone(k)) for k in every], np.int64)
         if self.forget.clients:
             left = left.copy()
             left[sorted(self.forget.client_set)] = 0
@@ -152,18 +152,19 @@ class FederatedData:
         and not kept: a worker that serves all clients would end with the data set twice.
         """
         train, test = self._split(client)
+        if client in self.forget.client_set:
+            return ClientData(self.train.take(train[:0]), self.train.take(test[:0]))
         if not self._parts_forgotten:
             return ClientData(self._training(client, train), self.train.take(test))
-        kept = ~self.is_forgotten(train)
         return ClientData(
-            self._training(client, train).take(np.flatnonzero(kept)),
+            self._training(client, train).take(np.flatnonzero(~self._gone(client))),
             self.train.take(test[~self.is_forgotten(test)]),
         )
 
     def forgotten(self, client: int) -> Dataset:
         """Return those of a client's training samples that are forgotten: all of such a client."""
         train, _ = self._split(client)
-        gone = self.is_forgotten(train) | (client in self.forget.client_set)
+        gone = self._gone(client) | (client in self.forget.client_set)
         return self._training(client, train).take(np.flatnonzero(gone))
 
     def ids(self, client: int) -> Indices:
@@ -176,11 +177,26 @@ class FederatedData:
 
     def is_forgotten(self, positions: Indices) -> NDArray[np.bool_]:
         """Tell of samples at some positions which are of a forgotten class or forgotten alone."""
-        gone = np.zeros(len(positions), bool)
+        found: NDArray[np.bool_] = self._marked[positions]
+        return found
+
+    def _gone(self, client: int) -> NDArray[np.bool_]:
+        """Tell which of a client's training samples are forgotten; a trigger's label counts."""
+        train, _ = self._split(client)
+        gone = self.is_forgotten(train)
+        if self.forget.classes and client in self.attack.client_set:
+            labels = self._training(client, train).y
+            gone |= np.isin(labels, sorted(self.forget.class_set))
+        return gone
+
+    @cached_property
+    def _marked(self) -> NDArray[np.bool_]:
+        """Of all samples, whether they are of a forgotten class or forgotten alone."""
+        gone = np.zeros(len(self.train), bool)
         if self.forget.classes:
-            gone |= np.isin(self.train.y[positions], sorted(self.forget.class_set))
+            gone |= np.isin(self.train.y, sorted(self.forget.class_set))
         if self.forget.samples:
-            gone |= np.isin(self._ids(positions), self._sample_ids)
+            gone |= np.isin(self._ids(np.arange(len(self.train))), self._sample_ids)
         return gone
 
     @property

@@ -47,7 +47,7 @@ def audit(
     """
     for other in (child, *([retrained] if retrained else ()), *references):
         _check_alike(parent, child, other)
-    task, looked_at = setting(parent.config, child.config)
+    task, looked_at = setting(parent, child.config)
     models = {"original": subject_of(parent), "unlearned": subject_of(child)}
     again = None if retrained is None else subject_of(retrained)
     found = evidence(task, looked_at, models, again, [subject_of(each) for each in references])
@@ -56,9 +56,14 @@ def audit(
     return replace(found, identical_to_retrained=None)
 
 
-def setting(parent: Config, child: Config, most: int = MOST) -> tuple[Task, Samples]:
+def setting(parent: RunFolder, child: Config, most: int = MOST) -> tuple[Task, Samples]:
     """Return the model to load states into, and the samples to look at, `most` of a set."""
-    return Task.of(parent), samples(parent, child, most)
+    trained = {
+        row["client"]
+        for row in parent.clients()
+        if row["kind"] == "train" and row["status"] == "ok"
+    }
+    return Task.of(parent.config), samples(parent.config, child, most, trained)
 
 
 def evidence(
@@ -74,7 +79,8 @@ def evidence(
     others = [examine(task, looked_at, each) for each in references]
     every = [*([] if again is None else [again]), *others]
     named = {**own, **({} if again is None else {"retrained": again})}
-    attacked = attacks.attack(looked_at, own, again, others)
+    alone = again is not None and not others and _identical(own["unlearned"], again)
+    attacked = attacks.attack(looked_at, own, None if alone else again, others)
     found = {name: dict(each.measures) for name, each in named.items()}
     for kind, curves in attacked.curves.items():
         for name, curve in curves.items():

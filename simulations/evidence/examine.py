@@ -147,8 +147,14 @@ def _set(samples: Samples, name: str) -> Dataset:
 def average_gap(
     ours: Mapping[str, float | None], theirs: Mapping[str, float | None]
 ) -> float | None:
-    """Return the mean of |ours - theirs| over UA, MIA, RA and TA (Jia et al. 2023, table 2)."""
-    pairs = [(ours.get(name), theirs.get(name)) for name in PAPER]
+    """Return the mean of |ours - theirs| over UA, MIA, RA and TA (Jia et al. 2023, table 2).
+
+    MIA is left out where its attacker on our model guesses: its answers are then chance.
+    """
+    success = ours.get("mia_success")
+    guesses = success is not None and success < membership.TELLING
+    names = [name for name in PAPER if not (guesses and name == "mia")]
+    pairs = [(ours.get(name), theirs.get(name)) for name in names]
     apart = [abs(a - b) for a, b in pairs if a is not None and b is not None]
     return sum(apart) / len(apart) if apart else None
 

@@ -10,6 +10,9 @@ import numpy as np
 
 from simulations.evidence.measures import Answers, true_confidence
 
+TELLING = 0.55
+"""What the attacker must get right of the samples it learnt from to be listened to."""
+
 MOST = 2_000
 """Samples of each kind that the attacker learns from: its cost grows with their square."""
 

@@ -4,6 +4,7 @@ All sets are bounded and drawn by fixed streams, so that huge fleets can be audi
 model of an audit is asked the same.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,21 +52,23 @@ class Samples:
         return {**found, "members": len(self.members), "unseen": len(self.unseen)}
 
 
-def samples(parent: Config, child: Config, most: int = MOST) -> Samples:
+def samples(
+    parent: Config, child: Config, most: int = MOST, trained: Collection[int] | None = None
+) -> Samples:
     """Return what to look at, given the original's configuration and the unlearned one's.
 
-    No set holds more than `most` samples. What the original had forgotten before is no part of it.
-    Raises DataError for a regression, and where nothing is forgotten.
+    `trained` are the clients whose training the original took in, all if unset: nobody else's
+    samples were learnt. No set holds more than `most` samples. What the original had forgotten
+    before is no part of it. Raises DataError for a regression, and where nothing is forgotten.
     """
     whole, without = data.of(parent), data.of(child)
     if whole.classes == 1:
         raise DataError("the audit asks how sure a model is of a class; these targets are numbers")
-    training = parent.fleet.training_clients
+    every = range(parent.fleet.training_clients)
+    training = list(every) if trained is None else sorted(set(every).intersection(trained))
     forgotten = _forgotten(whole, without, training, most)
     if not len(forgotten):
-        raise DataError(
-            "the target holds no training sample of this run: there is nothing to audit"
-        )
+        raise DataError("the run learnt from no sample of the target: there is nothing to audit")
     test = _bounded(without.test, most, "test samples")
     none = test.take(np.empty(0, np.int64))
     held_out = none if without.test_forgotten is None else without.test_forgotten
@@ -97,20 +100,22 @@ def _clean(whole: FederatedData, forgotten: Dataset) -> Indices:
 
 def _kind(parent: Config, child: Config) -> str:
     """Return what is newly forgotten: client, class or samples; the widest of several."""
-    new = {
-        "client": child.forget.client_set - parent.forget.client_set,
-        "class": child.forget.class_set - parent.forget.class_set,
-    }
-    return next((kind for kind, target in new.items() if target), "samples")
+    return child.forget.since(parent.forget).kind or "samples"
 
 
-def _forgotten(whole: FederatedData, without: FederatedData, training: int, most: int) -> Dataset:
+def _forgotten(
+    whole: FederatedData, without: FederatedData, training: Sequence[int], most: int
+) -> Dataset:
     """Return the training samples that `without` forgets and `whole` had not forgotten yet.
 
     Clients are gone through in a random order until `most` are found.
     """
     forget = without.forget
-    clients = range(training) if forget.classes or forget.samples else sorted(forget.client_set)
+    clients = [
+        client
+        for client in training
+        if forget.classes or forget.samples or client in forget.client_set
+    ]
     found: list[Dataset] = []
     count = 0
     for client in _rng("forgotten clients").permutation(np.array(clients, np.int64)).tolist():
@@ -133,20 +138,21 @@ def _gone(federated: FederatedData, client: int) -> np.ndarray:
     return gone | (client in federated.forget.client_set)
 
 
-def _retained(federated: FederatedData, training: int, most: int) -> Dataset:
+def _retained(federated: FederatedData, training: Sequence[int], most: int) -> Dataset:
     """Return retained training samples: all of them, or `most` drawn from all clients alike."""
-    ends = np.cumsum(federated.train_sizes[:training])
-    chosen = np.arange(ends[-1])
+    clients = [client for client in training if client not in federated.absent]
+    sizes = federated.train_sizes[clients]
+    ends = np.cumsum(sizes)
+    chosen = np.arange(ends[-1]) if len(ends) else np.empty(0, np.int64)
     if len(chosen) > most:
         chosen = np.sort(_rng("retained samples").choice(ends[-1], most, replace=False))
     owners = np.searchsorted(ends, chosen, "right")
-    starts = ends - federated.train_sizes[:training]
-    return _joined(
-        [
-            federated.client(client).train.take(chosen[owners == client] - starts[client])
-            for client in np.unique(owners).tolist()
-        ]
-    )
+    starts = ends - sizes
+    parts = [
+        federated.client(clients[place]).train.take(chosen[owners == place] - starts[place])
+        for place in np.unique(owners).tolist()
+    ]
+    return _joined(parts) if parts else federated.train.take(chosen)
 
 
 def _bounded(found: Dataset, most: int, purpose: str) -> Dataset:

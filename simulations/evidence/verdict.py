@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from simulations.evidence.examine import MEASURES
+from simulations.evidence.membership import TELLING
 from simulations.evidence.record import Evidence, Measured
 
 EXACT, UNUSED, APPROXIMATE = "exact-rerun", "no-op-unused", "approximate"
@@ -47,8 +48,6 @@ MARGINS: dict[str, tuple[Margin, str]] = {
 }
 """Margins as shares of one, and why."""
 
-TELLING = 0.55
-"""What the membership attack must get right of the samples it learnt from to be listened to."""
 FORGETTING = ("ua", "mia", "ua_test")
 """Measures that are low where the target is remembered, and high where it is over-forgotten."""
 KNOWING = ("backdoor", "lira_auc", "rmia_auc")

@@ -34,7 +34,7 @@ exact rerun would take. Exit code 3: an exact result that is not a retrained run
 @click.option(
     "--client",
     "clients",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=10**9),
     multiple=True,
     metavar="ID",
     help="A client to forget; repeatable.",
@@ -42,7 +42,7 @@ exact rerun would take. Exit code 3: an exact result that is not a retrained run
 @click.option(
     "--class",
     "classes",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=10**9),
     multiple=True,
     metavar="C",
     help="A class to forget; repeatable.",
@@ -82,7 +82,7 @@ exact rerun would take. Exit code 3: an exact result that is not a retrained run
     default=0.8,
     show_default=True,
     metavar="X",
-    help="Rounds of all tries together, as a multiple of RUN's, where --rounds is unset.",
+    help="Rounds of a method's tries together, in those of RUN, where --rounds is unset.",
 )
 @click.option("--retrain", is_flag=True, help="Retrain without the target, too, and compare.")
 @click.option(
@@ -137,7 +137,7 @@ def unlearn(
     from simulations.unlearning.unlearn import FAILED, Request
     from simulations.unlearning.unlearn import unlearn as forget
 
-    if method not in ("exact", "auto") and method not in names("methods"):
+    if method not in ("exact", "auto", *names("methods")) and ":" not in method:
         raise UnknownNameError("method of unlearning", method, ["exact", "auto", *names("methods")])
     if method == "exact" and rounds is not None:
         raise click.UsageError("--rounds: an exact rerun has the run's own rounds; leave it out")
@@ -179,7 +179,8 @@ def unlearn(
 
 def _free(folder: Path, kind: str, method: str) -> Path:
     """Return a place beside the run that is not taken."""
-    first = folder.with_name(f"{folder.name}-without-{kind}-{method}")
+    own = folder if folder.name else folder.resolve()
+    first = own.with_name(f"{own.name}-without-{kind}-{method.rpartition(':')[2]}")
     number, place = 1, first
     while place.exists():
         number += 1
@@ -242,7 +243,8 @@ def _show(done: "Unlearned") -> None:
             f"{value:.2g} x {key}" for key, value in ratio.items() if key in SHOWN_COSTS
         )
         than = "retraining" if record["costs"]["retraining_of"] == "the run" else "the original run"
-        click.echo(f"cost         {told} of {than}, tries included")
+        tries = ", tries included, models retrained to compare with not" if search else ""
+        click.echo(f"cost         {told} of {than}{tries}")
     for note in done.notes:
         click.echo(f"note         {note}")
     click.echo(f"run          {done.summary['run']}")

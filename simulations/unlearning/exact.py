@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsparse import data
+from fedsparse import data, registry
 from fedsparse.config import Config
 from fedsparse.data import FederatedData
-from fedsparse.errors import ConfigError
+from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.ledger import Ledger
 from fedsparse.runs.progress import Progress
 from fedsparse.runs.rows import until
 from simulations.experiment import Summary, resume_experiment, run_experiment
-from simulations.influence import checkpoint_before, first_influence
+from simulations.influence import first_influence
+from simulations.state_file import NAME as STATES
 from simulations.states import ClientStates
-from simulations.unlearning.target import Target, without
+from simulations.unlearning.target import Target, forgotten_before, without
 from strategies import foreign
 from strategies.base import SparseStrategy
 from strategies.task import Task
@@ -53,32 +54,74 @@ def planned(parent: RunFolder, target: Target, changes: Sequence[str] = ()) -> R
     data.of(config)  # refuses what is not there
     first = first_influence(parent, data.of(parent.config), target.forget)
     if first is None:
-        last = parent.config.run.rounds
-        back = last if last in parent.checkpoints() else None
-        reason = "no round of the run asked a client that trains on it"
-        return Rerun(UNUSED, config, None, back, reason)
-    back = None if target.kind == "class" else checkpoint_before(parent, first)
+        before = forgotten_before(parent.config, target)
+        reason = (
+            "the run was made without it already"
+            if before
+            else "no round of the run asked a client that trains on it"
+        )
+        return Rerun(UNUSED, config, None, _back(parent, parent.config.run.rounds + 1), reason)
+    back = _back(parent, first) if _goes_back(config, target) else None
     touched = "before the first round" if first == 0 else f"in round {first}"
-    went = "from the start" if back is None else f"from the checkpoint of round {back}"
+    went = f"from the checkpoint of round {back}"
+    if back is None:
+        went = "from the start"
+        if first > 1 and 0 < parent.config.run.keep_checkpoints < parent.config.run.rounds:
+            went += " (run.keep_checkpoints = 0 would have kept what is needed to go back)"
     return Rerun(RERUN, config, first, back, f"it was first asked {touched}; rerun {went}")
+
+
+def _goes_back(config: Config, target: Target) -> bool:
+    """Tell whether a rerun can begin at a checkpoint rather than at the start.
+
+    Not without a class, which nearly every client holds; nor where other makers' strategies keep
+    numbers of nodes, or devices are given a share of the model by how many samples they hold.
+    """
+    cls = registry.load("strategies", config.strategy["name"])
+    ours = isinstance(cls, type) and issubclass(cls, SparseStrategy)
+    sized = target.kind == "samples" and config.fleet.profile is not None
+    return ours and target.kind != "class" and not sized
+
+
+def _back(parent: RunFolder, first: int) -> int | None:
+    """Return the newest whole checkpoint before a round that holds what clients keep, if any."""
+    cls = registry.load("strategies", parent.config.strategy["name"])
+    ours = isinstance(cls, type) and issubclass(cls, SparseStrategy)
+    lost = ours and bool(cls.program) and parent.config.engine.name == "flower"
+    for number in reversed([each for each in parent.checkpoints() if each < first]):
+        try:
+            tree = parent.checkpoint(number)
+        except RunFolderError:
+            continue
+        if number == 0 or tree["clients"] or not lost:
+            return number
+    return None
 
 
 def rerun(
     parent: RunFolder, target: Target, plan: Rerun, out: Path, *, command: str, progress: Progress
 ) -> Summary:
     """Make the run again into a new folder, or go on with one that was begun, as planned."""
-    if (out / "run.json").exists():
-        return resume_experiment(out, progress=progress)
+    begun = (out / "run.json").exists()
     if plan.back is None:
+        if begun:
+            return resume_experiment(out, progress=progress)
         return run_experiment(plan.config, out, command=command, progress=progress)
-    child = RunFolder.create(out, Task.of(plan.config).config, command=command)
-    with child.lock():
-        _seed(parent, child, plan.back, target.forget.client_set)
+    if begun:
+        child = RunFolder.open(out)
+    else:
+        child = RunFolder.create(out, Task.of(plan.config).config, command=command)
+    if not child.checkpoints():  # it was made just now, or its making was cut short
+        with child.lock():
+            _seed(parent, child, plan.back, target.forget.client_set)
     return resume_experiment(out, progress=progress)
 
 
 def _seed(parent: RunFolder, child: RunFolder, number: int, forgotten: frozenset[int]) -> None:
     """Put into a new folder what the parent's held after a round, but for forgotten clients."""
+    child.rewind(-1)
+    for left in child.path.glob(f"{STATES}*"):
+        left.unlink()
     tree = parent.checkpoint(number)
     strategy = foreign.make(Task.of(child.config))
     spliced, end = False, parent.config.run.rounds

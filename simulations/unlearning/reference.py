@@ -113,8 +113,7 @@ def gap_to(
 ) -> tuple[Measures, float | None]:
     """Return a model's UA, MIA, RA and TA, and their mean distance from the reference's."""
     found = examine(task, looked_at, subject).measures
-    own = {key: found[key] for key in PAPER}
-    return own, average_gap(own, reference.measures)
+    return {key: found[key] for key in PAPER}, average_gap(found, reference.measures)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

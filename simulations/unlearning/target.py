@@ -92,6 +92,25 @@ def read_samples(path: Path) -> list[int]:
     return ids
 
 
+OURS = ("strategy.name", "strategy.parent", "strategy.parent_model")
+"""Keys that the request itself sets."""
+
+
+def check_changes(changes: Sequence[str], *, exact: bool) -> None:
+    """Refuse changes of what the request itself says, or that an exact rerun cannot have.
+
+    Raises ConfigError: a rerun that trained otherwise would not be that of the run.
+    """
+    for change in changes:
+        key = change.partition("=")[0].strip()
+        if exact and not key.startswith("engine."):
+            raise ConfigError(
+                f"--set {key}: an exact rerun has the run's own settings; only [engine] may change"
+            )
+        if key in OURS or key.startswith(("forget.", "attack.", "data.")):
+            raise ConfigError(f"--set {key}: the target and --method say this; leave it out")
+
+
 def tree_of(config: Config) -> dict[str, dict[str, object]]:
     """Return a configuration as the nested mapping that it can be made from again."""
     return {

@@ -7,6 +7,7 @@ and data, so no strength is taken for granted.
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,13 @@ from typing import Any
 
 from fedsparse import registry
 from fedsparse.config import Config, resolve
-from fedsparse.errors import ConfigError, FedSparseError, TooFewRepliesError, TrainingError
+from fedsparse.errors import (
+    ConfigError,
+    FedSparseError,
+    RunFolderError,
+    TooFewRepliesError,
+    TrainingError,
+)
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress
 from simulations.evidence import examine
@@ -75,21 +82,29 @@ def tries(
 ) -> list[Try]:
     """Return what is to be tried: one method's strengths, or the few methods of `auto`.
 
-    Together they take at most `budget` times the parent's rounds, unless `rounds` says how many
-    each takes. What the parent does not allow is left out with a note; raises ConfigError where
-    nothing is left.
+    Those of a method share `budget` times the parent's rounds, of which each has what it needs at
+    least, unless `rounds` says how many each takes. What the parent does not allow is left out with
+    a note; raises ConfigError where nothing is left.
     """
     names = list(choice.tried(target.kind)) if method == AUTO else [method]
     given = {change.partition("=")[0].strip() for change in changes}
+    if parent.summary()["accuracy"] is None:
+        raise ConfigError(
+            f"clients of '{parent.config.strategy['name']}' have models of their own, and there is "
+            "no global one to change; choose --method exact"
+        )
     density = float(parent.summary()["density"])
     wanted = [(name, value) for name in names for value in _strengths(name, given, density)]
-    allowed = math.floor(budget * parent.config.run.rounds) // (len(wanted) + MORE)
+    own_tries = Counter(name for name, _ in wanted)
+    allowed = math.floor(budget * parent.config.run.rounds)
     found: list[Try] = []
     refused: list[str] = []
     for name, value in wanted:
         cls = registry.load("methods", name)
         usual = cls.usual_rounds(parent.config.run.rounds, value)
-        own = rounds or max(cls.least_rounds, usual if len(wanted) == 1 else min(usual, allowed))
+        alone = own_tries[name] == 1
+        each = usual if alone else min(usual, allowed // (own_tries[name] + MORE))
+        own = rounds or max(cls.least_rounds, each)
         try:
             config = _config(parent, target, name, cls.knob, value, own, changes)
             registry.load("strategies", name)(Task.of(config))  # says whether it can be
@@ -243,11 +258,15 @@ def run_all(
 
 
 def copied(source: Path, out: Path) -> None:
-    """Copy a finished run to its own place, whole or not at all.
+    """Copy a finished run to its own place, whole or not at all, unless it is there already.
 
-    Raises RunFolderError where the place is taken.
+    Raises RunFolderError where the place holds another.
     """
     made = RunFolder.open(source)
+    if (out / "run.json").exists():
+        if RunFolder.open(out).digest("model.safetensors") != made.digest("model.safetensors"):
+            raise RunFolderError(f"'{out}' holds another run; choose another --out")
+        return
     subject = examine.subject_of(made)
     temporary = out.with_name(f".{out.name}.copy")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -255,6 +274,8 @@ def copied(source: Path, out: Path) -> None:
         shutil.copytree(source, temporary)
         copy = RunFolder.open(temporary)
         copy.finish(subject.state, subject.mask, {**made.summary(), "run": str(out)})
+        if out.exists():
+            out.rmdir()  # it is empty
         temporary.rename(out)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -4,7 +4,7 @@ The parent is never written to. Retrained runs and tries lie in a folder beside 
 the same command, given again after an interruption, goes on where it stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,8 +20,9 @@ from simulations.evidence.record import Evidence
 from simulations.evidence.verdict import Verdict, verdict
 from simulations.unlearning import exact, reference, tries
 from simulations.unlearning.reference import Reference
-from simulations.unlearning.target import Target, forgotten_before, without
+from simulations.unlearning.target import Target, check_changes, forgotten_before, without
 from simulations.unlearning.tries import AUTO, Tried, Watch
+from strategies import server_app
 
 EXACT = "exact"
 FAILED = 3
@@ -49,7 +50,8 @@ class Request:
     @property
     def home(self) -> Path:
         """Where tries and retrained runs lie."""
-        return self.out.with_name(f"{self.out.name}-trials")
+        place = self.out.absolute()
+        return place.with_name(f"{place.name}-trials")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,13 @@ def unlearn(request: Request, *, command: str, watch: Watch) -> Unlearned:
     """
     parent = RunFolder.open(request.parent)
     parent.summary()
+    if parent.command == server_app.COMMAND:
+        raise RunFolderError(
+            f"'{request.parent}' is a run of `{server_app.COMMAND}`: its clients are not ours to "
+            "simulate; start a run with [forget] the same way"
+        )
     _check_new(parent, request)
+    check_changes(request.changes, exact=request.method == EXACT)
     notes: list[str] = []
     compared = partial(
         reference.retrained,
@@ -189,11 +197,11 @@ def _approximate(
         chosen = wanted[0]
         tries.run(chosen, request.out, command=command, progress=watch(chosen.name))
     else:
+        _check_place(parent, request, {each.method for each in wanted})
         found, held_against = _searched(parent, request, wanted, retrained, command, watch)
         best = tries.best(found)
         chosen = best.which
-        if not request.out.exists():
-            tries.copied(best.folder, request.out)
+        tries.copied(best.folder, request.out)
         searched = [_cost(each) for each in found if each is not best]
         search = _search_record(request, found, best, held_against)
     settings = {
@@ -205,6 +213,19 @@ def _approximate(
     return _begin(parent, request, exact.APPROXIMATE, method) | {"search": search}, searched
 
 
+def _check_place(parent: RunFolder, request: Request, methods: Collection[str]) -> None:
+    """Refuse a folder that holds anything but what one of some methods made of the same run."""
+    if not (request.out / "run.json").exists():
+        return
+    there = RunFolder.open(request.out).config
+    if (
+        there.strategy["name"] not in methods
+        or there.strategy["parent"] != str(parent.path.absolute())
+        or there.forget != without(parent.config, request.target).forget
+    ):
+        raise RunFolderError(f"'{request.out}' holds another run; choose another --out")
+
+
 def _searched(
     parent: RunFolder,
     request: Request,
@@ -214,9 +235,8 @@ def _searched(
     watch: Watch,
 ) -> tuple[list[Tried], Reference]:
     """Run all tries and measure each against the reference."""
-    task, looked_at = audit.setting(
-        parent.config, without(parent.config, request.target), LOOKED_AT
-    )
+    wanted_config = without(parent.config, request.target)
+    task, looked_at = audit.setting(parent, wanted_config, LOOKED_AT)
     folders = list(retrained)
     if request.given is not None:
         folders.insert(0, reference.check_given(parent, request.target, request.given))
@@ -263,6 +283,9 @@ def _evidence(
     """Return what an audit finds; None with a note where a model or target cannot be examined."""
     same_seed = [each for each in retrained if each.config.run.seed == parent.config.run.seed]
     others = [each for each in retrained if each not in same_seed[:1]]
+    if parent.summary()["accuracy"] is None:
+        notes.append("not examined: there is no global model, clients have models of their own")
+        return None
     if data.of(parent.config).classes == 1:
         notes.append("not examined: the tests ask for classes, and these targets are numbers")
         return None

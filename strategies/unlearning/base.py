@@ -73,8 +73,13 @@ class Unlearning(SparseStrategy):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        self.check(task.config)
+        if task.config.forget.kind is None:
+            raise ConfigError(
+                f"strategy.name = '{self.settings.name}' forgets what [forget] names, which is "
+                "nothing; set forget.clients, forget.classes or forget.samples"
+            )
         self.parent = parent.load(self.settings.parent, self.settings.parent_model, task)
+        self.check(task.config)
 
     @classmethod
     def usual_rounds(cls, parent_rounds: int, strength: float | None = None) -> int:
@@ -88,11 +93,13 @@ class Unlearning(SparseStrategy):
 
     def check(self, config: Config) -> None:
         """Raise ConfigError for what this method cannot forget, or cannot do with the settings."""
-        name, kind, rounds = self.settings.name, config.forget.kind, config.run.rounds
-        if kind is None:
+        before = self.parent.folder.config.forget
+        kind = str(config.forget.since(before).kind or config.forget.kind)
+        name, rounds = self.settings.name, config.run.rounds
+        if self.needs_forgotten and (before.classes or before.samples):
             raise ConfigError(
-                f"strategy.name = '{name}' forgets what [forget] names, which is nothing; set "
-                "forget.clients, forget.classes or forget.samples"
+                f"strategy.name = '{name}' works on the data to be forgotten, and what the run was "
+                "made without is among it; choose a method on retained data, such as l1-sparse"
             )
         if not choice.fits(type(self), kind):
             why = (
@@ -186,7 +193,7 @@ class Unlearning(SparseStrategy):
     def holders(self) -> list[int]:
         """Return the clients that hold data to be forgotten and take part, ascending."""
         data, config = self.task.data, self.task.config
-        drawn = pool(config.fleet, config.run.seed, self.task.absent)
+        drawn = pool(config.fleet, config.run.seed)
         there = sorted(client for client in drawn if client not in self.task.absent)
         return [client for client in there if len(data.forgotten(client))]
 

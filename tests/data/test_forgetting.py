@@ -149,3 +149,14 @@ def test_stamped_images_are_told_from_others():
     assert marked.sum() == round(0.5 * len(forgotten))
     assert (forgotten.y[marked] == 7).all()
     assert not backdoor.stamped(dealt().test.x, 3, attacked.patch).any()
+
+
+def test_the_label_that_a_trigger_gives_counts_as_the_class():
+    attacked = dealt("attack.clients=1", "attack.label=7", "forget.classes=7")
+    assert 7 not in attacked.client(1).train.y
+    assert attacked.train_samples(1) == len(attacked.client(1).train)
+
+
+def test_nothing_of_a_forgotten_client_is_handed_out():
+    own = dealt("forget.clients=2").client(2)
+    assert (len(own.train), len(own.test)) == (0, 0)

@@ -272,3 +272,57 @@ def test_a_strategy_of_flowers_own_never_hears_of_a_forgotten_client(tmp_path):
     run(tmp_path / "fresh", *settings, "forget.clients=3")
     assert same_model(tmp_path / "without", tmp_path / "fresh")
     assert 3 not in {row["client"] for row in RunFolder.open(tmp_path / "without").clients()}
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6, 1.0])
+def test_in_a_pool_the_others_keep_their_places(tmp_path, share):
+    settings = (*FEW, *STATIC, f"fleet.pool={share}", "run.rounds=4")
+    run(tmp_path / "run", *settings)
+    first = asked(tmp_path / "run")
+    late = max(first, key=lambda client: first[client])
+    forget(tmp_path / "run", tmp_path / "without", of_client(tmp_path / "run", late))
+    run(tmp_path / "fresh", *settings, f"forget.clients={late}")
+    assert same_model(tmp_path / "without", tmp_path / "fresh")
+
+
+def test_a_strategy_of_flowers_own_that_asks_everyone_does_not_wait_for_who_is_gone(tmp_path):
+    settings = (*FEW, "strategy.name=flwr.serverapp.strategy:FedAvg", "run.rounds=1")
+    run(tmp_path / "run", *settings, "fleet.clients_per_round=8")
+    plan = forget(tmp_path / "run", tmp_path / "without", of_client(tmp_path / "run", 3))
+    assert plan.back is None
+    rows = RunFolder.open(tmp_path / "without").clients()
+    assert {row["client"] for row in rows if row["kind"] == "train"} == {0, 1, 2, 4, 5, 6, 7}
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    run(tmp_path / "run", *FEW, *STATIC)
+    late = max(asked(tmp_path / "run").items(), key=lambda pair: pair[1])
+    newest = tmp_path / "run" / "checkpoints" / f"{late[1] - 1:06d}.json"
+    newest.write_bytes(newest.read_bytes()[:-20])
+    plan = forget(tmp_path / "run", tmp_path / "without", of_client(tmp_path / "run", late[0]))
+    assert plan.back == late[1] - 2
+    run(tmp_path / "fresh", *FEW, *STATIC, f"forget.clients={late[0]}")
+    assert same_model(tmp_path / "without", tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("name", ["append_metrics", "append_clients"])
+def test_a_rerun_that_was_cut_short_while_it_was_prepared_is_prepared_again(
+    tmp_path, monkeypatch, name
+):
+    run(tmp_path / "run", *FEW, *STATIC)
+    late = max(asked(tmp_path / "run").items(), key=lambda pair: pair[1])[0]
+    target, plain = of_client(tmp_path / "run", late), getattr(RunFolder, name)
+
+    def interrupted(self, rows):
+        plain(self, rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            forget(tmp_path / "run", tmp_path / "without", target)
+    plan = forget(tmp_path / "run", tmp_path / "without", target)
+    run(tmp_path / "fresh", *FEW, *STATIC, f"forget.clients={late}")
+    assert same_model(tmp_path / "without", tmp_path / "fresh")
+    repeated = RunFolder.open(tmp_path / "without").metrics()[plan.back + 1 :]
+    assert len(repeated) == plan.repeated

@@ -129,6 +129,18 @@ def mistakes(trained, tmp_path):
             ("--client", 1, "--method", "l1-sparse", "--set", "strategy.gama=1"),
             "did you mean 'strategy.gamma'?",
         ),
+        "another learning rate": (
+            ("--client", 1, "--set", "client.lr=0.1"),
+            "an exact rerun has the run's own settings",
+        ),
+        "another target": (
+            ("--client", 1, "--method", "fine-tuning", "--set", "forget.clients=2"),
+            "the target and --method say this",
+        ),
+        "another method": (
+            ("--class", 1, "--method", "fine-tuning", "--set", "strategy.name=l1-sparse"),
+            "the target and --method say this",
+        ),
         "the run itself": (("--client", 1, "--out", trained), "never changed"),
     }
 
@@ -138,6 +150,32 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, tmp_path):
         place = () if "--out" in words else ("--out", tmp_path / "out")
         assert said in error_line(invoke("unlearn", trained, *words, *place)), name
         assert not (tmp_path / "out").exists(), name
+
+
+def test_a_folder_of_another_request_is_left_alone(trained, tmp_path):
+    out = tmp_path / "forgot"
+    tuned = (trained, "--client", 1, "--method", "fine-tuning", "--rounds", 1, "--out", out)
+    forget(*tuned)
+    before = hashes(out)
+    other = (trained, "--client", 1, "--method", "l1-sparse", "--rounds", 1, "--out", out)
+    assert "choose another --out" in error_line(invoke("unlearn", *other))
+    wrong = (trained, "--client", 2, "--method", "l1-sparse", "--rounds", 1, "--out", out)
+    assert "holds another run" in error_line(invoke("unlearn", *wrong))
+    assert hashes(out) == before
+
+
+def test_an_empty_folder_may_be_there_already(trained, tmp_path):
+    (tmp_path / "forgot").mkdir()
+    words = (trained, "--client", 1, "--method", "prune-finetune", "--rounds", 1)
+    assert forget(*words, "--out", tmp_path / "forgot")["certificate"] == "approximate"
+
+
+def test_after_a_client_a_class_can_still_be_forgotten_by_those_who_hold_it(trained, tmp_path):
+    forget(trained, "--client", 2, "--out", tmp_path / "first")
+    words = (tmp_path / "first", "--class", 3, "--method", "neggrad", "--rounds", 1)
+    found = forget(*words, "--set", "strategy.forget_weight=0.1", "--out", tmp_path / "second")
+    assert found["target"] == {"classes": "3"}
+    assert RunFolder.open(tmp_path / "second").config.forget.clients == "2"
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path, monkeypatch):
