@@ -58,6 +58,25 @@ def same_model(one: Path, other: Path) -> bool:
     return all((one / n).read_bytes() == (other / n).read_bytes() for n in names)
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Return a run by backend, the client that it asked last, and the run without that client."""
+    made = {}
+
+    def of(backend):
+        if backend not in made:
+            home = tmp_path_factory.mktemp(backend)
+            settings = (*FEW, f"client.backend={backend}")
+            run(home / "run", *settings)
+            first = asked(home / "run")
+            late = max(first, key=lambda client: first[client])
+            run(home / "fresh", *settings, f"forget.clients={late}")
+            made[backend] = home / "run", late, home / "fresh"
+        return made[backend]
+
+    return of
+
+
 @pytest.mark.parametrize(
     ("engine", "backend"),
     [
@@ -67,20 +86,17 @@ def same_model(one: Path, other: Path) -> bool:
         pytest.param("flower", "native", marks=needs_kernels),
     ],
 )
-def test_a_rerun_is_the_run_without_the_client(tmp_path, engine, backend):
+def test_a_rerun_is_the_run_without_the_client(pairs, tmp_path, engine, backend):
     """FedTiny, with its BatchNorm selection before round 1: mask, statistics and weights."""
-    settings = (*FEW, f"engine.name={engine}", "engine.workers=2", f"client.backend={backend}")
-    run(tmp_path / "run", *settings)
-    before = hashes(tmp_path / "run")
-    first = asked(tmp_path / "run")
-    late = max(first, key=lambda client: first[client])
-    plan = forget(tmp_path / "run", tmp_path / "without", of_client(tmp_path / "run", late))
+    parent, late, fresh = pairs(backend)
+    before, first = hashes(parent), asked(parent)
+    chosen = (f"engine.name={engine}", "engine.workers=2")
+    plan = forget(parent, tmp_path / "without", of_client(parent, late), *chosen)
     assert plan.certificate == exact.RERUN
     assert plan.back == first[late] - 1 > 0
-    run(tmp_path / "fresh", *settings, f"forget.clients={late}")
-    assert same_model(tmp_path / "without", tmp_path / "fresh")
-    assert not same_model(tmp_path / "without", tmp_path / "run")
-    assert hashes(tmp_path / "run") == before
+    assert same_model(tmp_path / "without", fresh)
+    assert not same_model(tmp_path / "without", parent)
+    assert hashes(parent) == before
     rows = RunFolder.open(tmp_path / "without").clients()
     assert late not in {row["client"] for row in rows}
 
