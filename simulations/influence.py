@@ -15,7 +15,7 @@ import numpy as np
 from fedsparse import registry
 from fedsparse.config import Config, ForgetConfig
 from fedsparse.data import FederatedData
-from fedsparse.errors import LedgerError
+from fedsparse.errors import LedgerError, RunFolderError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.ledger import Entry, Ledger, digest_of
 from strategies.base import SparseStrategy
@@ -140,17 +140,35 @@ def _draws_alike(config: Config) -> bool:
     return isinstance(cls, type) and issubclass(cls, SparseStrategy)
 
 
-def checkpoint_before(folder: RunFolder, number: int) -> int | None:
-    """Return the newest checkpoint that a round did not touch, None where none is left."""
-    return max((saved for saved in folder.checkpoints() if saved < number), default=None)
+def back(folder: RunFolder, config: Config, kind: str, first: int) -> int | None:
+    """Return the checkpoint from which a rerun without a target can begin; None for the start.
+
+    That is the newest whole one before round `first`, which the target touched first. None without
+    a class, which nearly every client holds; where other makers' strategies keep numbers of nodes,
+    or devices are given a share of the model by how many samples they hold; and where clients kept
+    what an engine does not give back.
+    """
+    sized = kind == "samples" and config.fleet.profile is not None
+    if kind == "class" or sized or not _draws_alike(config):
+        return None
+    keeps = bool(registry.load("strategies", config.strategy["name"]).program)
+    lost = keeps and folder.config.engine.name == "flower"
+    for number in reversed([saved for saved in folder.checkpoints() if saved < first]):
+        try:
+            tree = folder.checkpoint(number)
+        except RunFolderError:
+            continue
+        if number == 0 or tree["clients"] or not lost:
+            return number
+    return None
 
 
-def deletion(folder: RunFolder, first: int | None) -> Json:
+def deletion(folder: RunFolder, kind: str, first: int | None) -> Json:
     """Return what it takes to delete a target exactly that touched round `first` first.
 
     `rewind_to` is the checkpoint to go on from, None to start again; `repeat` counts rounds.
     """
-    back = None if first is None else checkpoint_before(folder, first)
+    begin = None if first is None else back(folder, folder.config, kind, first)
     last = folder.config.run.rounds
-    repeat = 0 if first is None else last - (back or 0)
-    return {"first_influence": first, "rewind_to": back, "repeat": repeat}
+    repeat = 0 if first is None else last - (begin or 0)
+    return {"first_influence": first, "rewind_to": begin, "repeat": repeat}

@@ -19,6 +19,7 @@ EXAMPLES = """\b
 Examples:
   fedsparse influence runs/demo-fedtiny-s0
   fedsparse influence runs/demo-fedtiny-s0 --client 3
+  fedsparse influence runs/demo-fedtiny-s0 --client 3 --ids > ids.txt
   fedsparse influence runs/demo-fedtiny-s0 --sample 512 --json
   fedsparse influence runs/demo-fedtiny-s0 --sign key.pem
   fedsparse influence runs/demo-fedtiny-s0 --client 3 --verify-key public.pem
@@ -39,6 +40,7 @@ Json = dict[str, Any]
     metavar="ID",
     help="The clients that hold a sample (a row of the training set), with a proof for each.",
 )
+@click.option("--ids", is_flag=True, help="With --client: its training samples' ids, one a line.")
 @click.option("--sign", type=path_type, metavar="KEY.pem", help="Sign the ledger with Ed25519.")
 @click.option(
     "--verify-key", type=path_type, metavar="KEY.pem", help="Check the signature by a public key."
@@ -50,6 +52,7 @@ def influence(
     folder: Path,
     client: int | None,
     sample: int | None,
+    ids: bool,
     sign: Path | None,
     verify_key: Path | None,
     as_json: bool,
@@ -67,6 +70,8 @@ def influence(
     from simulations import influence_evidence as evidence
     from simulations.influence import checked
 
+    if ids and (client is None or as_json):
+        raise click.UsageError("--ids: give --client, and leave --json out")
     run = RunFolder.open(folder)
     entries = checked(run)
     found: Json = evidence.summary(run, entries)
@@ -80,10 +85,21 @@ def influence(
         found["client"]["deletion"] = _deletion(run, entries, "clients", client)
     if sample is not None:
         found |= {"sample": _sample(run, entries, sample)}
-    if as_json:
+    if ids:
+        click.echo("\n".join(map(str, _ids(run, found["client"]["client"]))))
+    elif as_json:
         click.echo(json.dumps(found))
-        return
-    _show(found)
+    else:
+        _show(found)
+
+
+def _ids(run: "RunFolder", client: int) -> list[int]:
+    """Return the ids of the samples that a client trains on."""
+    from fedsparse import data
+    from strategies.ledger_rows import trained_ids
+
+    found: list[int] = trained_ids(data.of(run.config), client).tolist()
+    return found
 
 
 def _sample(run: "RunFolder", entries: "list[Entry]", sample: int) -> Json:
@@ -102,7 +118,7 @@ def _deletion(run: "RunFolder", entries: "list[Entry]", kind: str, number: int) 
 
     forget = ForgetConfig(**{kind: str(number)})
     federated = data.of(run.config) if kind == "samples" else None
-    return deletion(run, first_touched(run, entries, federated, forget))
+    return deletion(run, str(forget.kind), first_touched(run, entries, federated, forget))
 
 
 # -- shown to a reader -----------------------------------------------------------------------

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsparse import data, registry
+from fedsparse import data
 from fedsparse.config import Config
 from fedsparse.data import FederatedData
-from fedsparse.errors import ConfigError, RunFolderError
+from fedsparse.errors import ConfigError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.ledger import Ledger
 from fedsparse.runs.progress import Progress
 from fedsparse.runs.rows import until
+from simulations import influence
 from simulations.experiment import Summary, resume_experiment, run_experiment
-from simulations.influence import first_influence
 from simulations.state_file import NAME as STATES
 from simulations.states import ClientStates
 from simulations.unlearning.target import Target, forgotten_before, without
@@ -52,7 +52,7 @@ def planned(parent: RunFolder, target: Target, changes: Sequence[str] = ()) -> R
     """Return what an exact rerun of a finished run takes; raises as `without` does."""
     config = without(parent.config, target, changes)
     data.of(config)  # refuses what is not there
-    first = first_influence(parent, data.of(parent.config), target.forget)
+    first = influence.first_influence(parent, data.of(parent.config), target.forget)
     if first is None:
         before = forgotten_before(parent.config, target)
         reason = (
@@ -60,8 +60,9 @@ def planned(parent: RunFolder, target: Target, changes: Sequence[str] = ()) -> R
             if before
             else "no round of the run asked a client that trains on it"
         )
-        return Rerun(UNUSED, config, None, _back(parent, parent.config.run.rounds + 1), reason)
-    back = _back(parent, first) if _goes_back(config, target) else None
+        end = influence.back(parent, config, target.kind, parent.config.run.rounds + 1)
+        return Rerun(UNUSED, config, None, end, reason)
+    back = influence.back(parent, config, target.kind, first)
     touched = "before the first round" if first == 0 else f"in round {first}"
     went = f"from the checkpoint of round {back}"
     if back is None:
@@ -69,33 +70,6 @@ def planned(parent: RunFolder, target: Target, changes: Sequence[str] = ()) -> R
         if first > 1 and 0 < parent.config.run.keep_checkpoints < parent.config.run.rounds:
             went += " (run.keep_checkpoints = 0 would have kept what is needed to go back)"
     return Rerun(RERUN, config, first, back, f"it was first asked {touched}; rerun {went}")
-
-
-def _goes_back(config: Config, target: Target) -> bool:
-    """Tell whether a rerun can begin at a checkpoint rather than at the start.
-
-    Not without a class, which nearly every client holds; nor where other makers' strategies keep
-    numbers of nodes, or devices are given a share of the model by how many samples they hold.
-    """
-    cls = registry.load("strategies", config.strategy["name"])
-    ours = isinstance(cls, type) and issubclass(cls, SparseStrategy)
-    sized = target.kind == "samples" and config.fleet.profile is not None
-    return ours and target.kind != "class" and not sized
-
-
-def _back(parent: RunFolder, first: int) -> int | None:
-    """Return the newest whole checkpoint before a round that holds what clients keep, if any."""
-    cls = registry.load("strategies", parent.config.strategy["name"])
-    ours = isinstance(cls, type) and issubclass(cls, SparseStrategy)
-    lost = ours and bool(cls.program) and parent.config.engine.name == "flower"
-    for number in reversed([each for each in parent.checkpoints() if each < first]):
-        try:
-            tree = parent.checkpoint(number)
-        except RunFolderError:
-            continue
-        if number == 0 or tree["clients"] or not lost:
-            return number
-    return None
 
 
 def rerun(

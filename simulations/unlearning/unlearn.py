@@ -18,6 +18,7 @@ from simulations.evidence import audit, costs, page
 from simulations.evidence.examine import subject_of
 from simulations.evidence.record import Evidence
 from simulations.evidence.verdict import Verdict, verdict
+from simulations.report import write_report
 from simulations.unlearning import exact, reference, tries
 from simulations.unlearning.reference import Reference
 from simulations.unlearning.target import Target, check_changes, forgotten_before, without
@@ -297,7 +298,9 @@ def _evidence(
 
 
 def _page(out: Path, notes: list[str]) -> Path | None:
+    """Write the page of the unlearning, and the report that every run has."""
     try:
+        write_report([out])
         return page.write_page(out)
     except FedSparseError as error:
         notes.append(f"no page: {error}")

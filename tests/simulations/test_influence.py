@@ -10,7 +10,8 @@ from fedsparse.config import ForgetConfig
 from fedsparse.errors import LedgerError
 from fedsparse.runs import RunFolder, merkle, tables
 from fedsparse.runs.ledger import NAME, Ledger
-from simulations.influence import checked, checkpoint_before, deletion, first_influence
+from simulations.influence import back, checked, deletion, first_influence
+from simulations.unlearning.target import read_samples
 from tests.command_line import error_line, invoke
 from tests.device_files import fleet_file
 from tests.strategies.stage import QUICK
@@ -155,10 +156,15 @@ def test_parts_from_another_runs_end_may_have_met_anyone(copy):
 def test_a_deletion_goes_back_to_the_newest_checkpoint_before_it(whole):
     folder = RunFolder.open(whole)
     assert folder.checkpoints() == [3, 4]
-    assert [checkpoint_before(folder, n) for n in (0, 3, 4)] == [None, None, 3]
-    assert deletion(folder, 4) == {"first_influence": 4, "rewind_to": 3, "repeat": 1}
-    assert deletion(folder, 2) == {"first_influence": 2, "rewind_to": None, "repeat": 4}
-    assert deletion(folder, None) == {"first_influence": None, "rewind_to": None, "repeat": 0}
+    assert [back(folder, folder.config, "client", n) for n in (0, 3, 4)] == [None, None, 3]
+    assert deletion(folder, "client", 4) == {"first_influence": 4, "rewind_to": 3, "repeat": 1}
+    assert deletion(folder, "client", 2) == {"first_influence": 2, "rewind_to": None, "repeat": 4}
+    assert deletion(folder, "class", 4)["rewind_to"] is None
+    assert deletion(folder, "client", None) == {
+        "first_influence": None,
+        "rewind_to": None,
+        "repeat": 0,
+    }
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -342,3 +348,12 @@ def test_data_that_were_changed_since_do_not_fit_the_roots(whole, monkeypatch):
     result = invoke("influence", whole, "--sample", sample)
     assert result.exit_code == 3
     assert f"root of client {client} is not that of its samples now" in result.stderr
+
+
+def test_the_ids_of_a_client_are_what_a_request_to_forget_them_reads(whole, tmp_path):
+    done = invoke("influence", whole, "--client", 1, "--ids")
+    ids = data.of(RunFolder.open(whole).config).ids(1).tolist()
+    assert done.stdout.split() == [str(i) for i in ids]
+    (tmp_path / "ids.txt").write_text(done.stdout)
+    assert sorted(read_samples(tmp_path / "ids.txt")) == ids
+    assert "--ids" in error_line(invoke("influence", whole, "--ids"))
