@@ -146,7 +146,8 @@ class Setting:
     def forgotten(self, method: str, changes: Sequence[str], seed: int) -> RunFolder:
         """Return the run of a seed that has forgotten by a method."""
         (which,) = self._tries(self.parent(seed), method, changes)
-        return self._made(f"{method}-{seed}", which.config)
+        strength = f"-{which.config.strategy[which.knob]:g}" if which.knob else ""
+        return self._made(f"{method}{strength}-{seed}", which.config)
 
     @cached_property
     def looked_at(self) -> tuple[Task, Samples]:
