@@ -91,7 +91,7 @@ def test_the_original_is_far_from_retraining_and_a_retrained_model_is_not(found)
     assert ua.original < 0.05
     assert ua.unlearned == ua.retrained == 1.0
     assert found.gaps["unlearned"] == 0.0
-    assert found.gaps["original"] > 0.4
+    assert found.gaps["original"] > 0.3  # of UA, RA and TA: the attacker guesses
     assert found.measures["mia"].retrained >= 0.99
     assert found.measures["lira_auc"].original > found.measures["lira_auc"].retrained
 

@@ -65,15 +65,14 @@ def test_forgetting_moves_nobody_even_where_sizes_decide():
     assert knot(sized, "forget.clients='0,4'").members == found
 
 
-def test_who_takes_an_absent_clients_place_in_the_pool_takes_it_in_the_cluster():
-    pool = ("fleet.pool=0.7", "fleet.clients=12")
+@pytest.mark.parametrize("balance", ["clients", "samples"])
+def test_forgetting_a_client_of_the_pool_changes_nobodys_cluster(balance):
+    pool = ("fleet.pool=0.7", "fleet.clients=12", f"strategy.balance={balance}")
     before = knot(*pool).members
-    gone = before[1][0]
-    after = knot(*pool, f"forget.clients={gone}").members
-    (came,) = {c for own in after for c in own} - {c for own in before for c in own}
-    assert after[0] == before[0]
-    assert after[2] == before[2]
-    assert after[1] == sorted([came, *before[1][1:]])
+    without = knot(*pool, f"forget.clients={before[1][0]}")
+    assert without.members == before
+    asked = {c for number in range(1, 20) for c in without.choose(None, number, None)}
+    assert asked == {c for own in before for c in own} - {before[1][0]}
 
 
 def test_each_cluster_draws_by_itself():
