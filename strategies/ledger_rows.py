@@ -138,7 +138,7 @@ def trained_ids(federated: FederatedData, client: int) -> Indices:
     """Return the ids of the samples that a client trains on, rising."""
     if not federated.forget.kind:
         return federated.ids(client)
-    return ids_at(federated, trained_positions(federated, client))
+    return federated.ids(client)[~federated.gone(client)]
 
 
 def ids_at(federated: FederatedData, rows: Indices) -> Indices:

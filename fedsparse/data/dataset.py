@@ -125,7 +125,7 @@ class FederatedData:
         left: NDArray[np.int64] = self.sizes - np.minimum(held, self.sizes - 1)
         if self._parts_forgotten:
             every = range(self.clients)
-            left = np.array([np.count_nonzero(~self._gone(k)) for k in every], np.int64)
+            left = np.array([np.count_nonzero(~self.gone(k)) for k in every], np.int64)
         if self.forget.clients:
             left = left.copy()
             left[sorted(self.forget.client_set)] = 0
@@ -157,15 +157,14 @@ class FederatedData:
         if not self._parts_forgotten:
             return ClientData(self._training(client, train), self.train.take(test))
         return ClientData(
-            self._training(client, train).take(np.flatnonzero(~self._gone(client))),
+            self._training(client, train).take(np.flatnonzero(~self.gone(client))),
             self.train.take(test[~self.is_forgotten(test)]),
         )
 
     def forgotten(self, client: int) -> Dataset:
         """Return those of a client's training samples that are forgotten: all of such a client."""
         train, _ = self._split(client)
-        gone = self._gone(client) | (client in self.forget.client_set)
-        return self._training(client, train).take(np.flatnonzero(gone))
+        return self._training(client, train).take(np.flatnonzero(self.gone(client)))
 
     def ids(self, client: int) -> Indices:
         """Return the ids of the samples that a client trains on if nothing is forgotten, rising."""
@@ -180,10 +179,13 @@ class FederatedData:
         found: NDArray[np.bool_] = self._marked[positions]
         return found
 
-    def _gone(self, client: int) -> NDArray[np.bool_]:
-        """Tell which of a client's training samples are forgotten; a trigger's label counts."""
+    def gone(self, client: int) -> NDArray[np.bool_]:
+        """Tell which of a client's training samples, as `ids` has them, are forgotten.
+
+        All of a forgotten client; the label that a trigger gives counts as the true one does.
+        """
         train, _ = self._split(client)
-        gone = self.is_forgotten(train)
+        gone: NDArray[np.bool_] = self.is_forgotten(train) | (client in self.forget.client_set)
         if self.forget.classes and client in self.attack.client_set:
             labels = self._training(client, train).y
             gone |= np.isin(labels, sorted(self.forget.class_set))

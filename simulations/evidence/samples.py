@@ -119,7 +119,7 @@ def _forgotten(
     found: list[Dataset] = []
     count = 0
     for client in _rng("forgotten clients").permutation(np.array(clients, np.int64)).tolist():
-        gone, before = (_gone(each, client) for each in (without, whole))
+        gone, before = without.gone(client), whole.gone(client)
         own = without.forgotten(client).take(np.flatnonzero(~before[gone]))
         found += [own] if len(own) else []
         count += len(own)
@@ -128,14 +128,6 @@ def _forgotten(
     if not found:
         return without.train.take(np.empty(0, np.int64))
     return _bounded(_joined(found), most, "forgotten samples")
-
-
-def _gone(federated: FederatedData, client: int) -> np.ndarray:
-    """Tell of each of a client's training samples, by id, whether it is forgotten."""
-    ids = federated.ids(client)
-    places = ids if federated.rows is None else np.searchsorted(federated.rows, ids)
-    gone: np.ndarray = federated.is_forgotten(places)
-    return gone | (client in federated.forget.client_set)
 
 
 def _retained(federated: FederatedData, training: Sequence[int], most: int) -> Dataset:

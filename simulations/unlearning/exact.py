@@ -17,6 +17,8 @@ from fedsparse.runs.ledger import Ledger
 from fedsparse.runs.progress import Progress
 from fedsparse.runs.rows import until
 from simulations import influence
+from simulations.evidence.verdict import EXACT as RERUN
+from simulations.evidence.verdict import UNUSED
 from simulations.experiment import Summary, resume_experiment, run_experiment
 from simulations.state_file import NAME as STATES
 from simulations.states import ClientStates
@@ -24,8 +26,6 @@ from simulations.unlearning.target import Target, forgotten_before, without
 from strategies import foreign
 from strategies.base import SparseStrategy
 from strategies.task import Task
-
-RERUN, UNUSED, APPROXIMATE = "exact-rerun", "no-op-unused", "approximate"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _touched(before: FederatedData, after: FederatedData) -> frozenset[int]:
     ):
         return gone
     every = range(after.clients)
-    return gone | {k for k in every if len(after.forgotten(k)) > len(before.forgotten(k))}
+    return gone | {k for k in every if (after.gone(k) & ~before.gone(k)).any()}
 
 
 def check_parent(parent: RunFolder) -> None:

@@ -17,7 +17,7 @@ from fedsparse.runs import RunFolder
 from simulations.evidence import audit, costs, page
 from simulations.evidence.examine import subject_of
 from simulations.evidence.record import Evidence
-from simulations.evidence.verdict import Verdict, verdict
+from simulations.evidence.verdict import APPROXIMATE, Verdict, verdict
 from simulations.report import write_report
 from simulations.unlearning import exact, reference, tries
 from simulations.unlearning.reference import Reference
@@ -211,7 +211,7 @@ def _approximate(
         if key not in ("parent", "parent_model", "values")
     }
     method = {**settings, "rounds": chosen.config.run.rounds}
-    return _begin(parent, request, exact.APPROXIMATE, method) | {"search": search}, searched
+    return _begin(parent, request, APPROXIMATE, method) | {"search": search}, searched
 
 
 def _check_place(parent: RunFolder, request: Request, methods: Collection[str]) -> None:

@@ -195,7 +195,7 @@ class Unlearning(SparseStrategy):
         data, config = self.task.data, self.task.config
         drawn = pool(config.fleet, config.run.seed)
         there = sorted(client for client in drawn if client not in self.task.absent)
-        return [client for client in there if len(data.forgotten(client))]
+        return [client for client in there if data.gone(client).any()]
 
     def demands(self, density: float) -> Demands:
         """Return the method's training under the parent's mask."""

@@ -7,6 +7,7 @@ from fedsparse import data
 from fedsparse.config import override, resolve
 from fedsparse.data import backdoor
 from fedsparse.errors import ConfigError, DataError
+from strategies.ledger_rows import trained_ids
 
 TREE = {
     "data": {"name": "digits", "public_samples": 100, "client_test_fraction": 0.2},
@@ -155,6 +156,8 @@ def test_the_label_that_a_trigger_gives_counts_as_the_class():
     attacked = dealt("attack.clients=1", "attack.label=7", "forget.classes=7")
     assert 7 not in attacked.client(1).train.y
     assert attacked.train_samples(1) == len(attacked.client(1).train)
+    assert attacked.gone(1).sum() == len(attacked.forgotten(1)) > 0
+    assert len(attacked.client(1).train) == len(trained_ids(attacked, 1))
 
 
 def test_nothing_of_a_forgotten_client_is_handed_out():
