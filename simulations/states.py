@@ -76,6 +76,7 @@ class ClientStates:
         """
         self.close()
         if not saved:
+            self._file = self._emptied(round_number)
             return
         if "mark" not in saved:  # of a run that began when checkpoints held the states
             self.load({int(client): state for client, state in saved.items()})
@@ -104,6 +105,25 @@ class ClientStates:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _emptied(self, round_number: int) -> StateFile | None:
+        """Return the file of a round at which no client had a state any more, if it is there.
+
+        Older checkpoints may need what it holds; a file without that round is none of theirs.
+        """
+        if self._folder is None or not (self._folder / NAME).is_file():
+            return None
+        file = None
+        try:
+            file = StateFile(self._folder, new=False)
+            file.restore(round_number)
+            if not file.mark[0]:
+                return file
+        except RunFolderError:
+            pass
+        if file is not None:
+            file.close()
+        return None
 
     def _opened(self) -> StateFile:
         if self._file is None:

@@ -7,7 +7,7 @@ import signal
 import sqlite3
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fedsparse.errors import RunFolderError
@@ -73,7 +73,12 @@ def play(states, model, step):
     return states
 
 
+EMPTIED = [("keep", 0, b""), ("commit", 1), ("drop", 0), ("commit", 1), ("reopen",)]
+
+
 @given(st.lists(STEPS, max_size=25))
+@example([*EMPTIED, ("keep", 0, b"")])
+@example([*EMPTIED, ("forget", 0), ("commit", 1)])
 @settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
