@@ -67,6 +67,20 @@ class LedgerError(FedSparseError):
     exit_code = 3
 
 
+class ExportError(FedSparseError):
+    """A model that cannot be exported as asked, or a file that is no such export."""
+
+
+class VerificationError(FedSparseError):
+    """An exported file that does not compute what its model computes."""
+
+    exit_code = 3
+
+
+class BenchError(FedSparseError):
+    """A measurement that cannot be made here; the message says what is missing."""
+
+
 class MissingExtraError(FedSparseError):
     """A feature whose optional packages are not installed."""
 
