@@ -1,1 +1,1 @@
-"""Edge export: what turns a finished run into a model file for a device."""
+"""Edge export: from a trained sparse model to files that mobile runtimes run, and their cost."""
