@@ -1,4 +1,4 @@
-"""Criterion x allocation = mask, in one line.
+"""Criterion x allocation x pattern = mask, in one line.
 
 static_mask(model, names, 0.05, criterion="snip", allocation="erk", batches=data, rng=rng)
 """
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -15,18 +14,26 @@ from fedsparse.errors import MaskError, UnknownNameError
 from fedsparse.sparsity.allocation import ALLOCATIONS, check_density, global_counts, layer_counts
 from fedsparse.sparsity.criteria import Batch, scores
 from fedsparse.sparsity.mask import Mask
+from fedsparse.sparsity.patterns import UNSTRUCTURED, Pattern, top
 
 SYNFLOW_STEPS = 100
 GLOBAL = "global"
 
 
-def top_mask(scored: Mapping[str, NDArray[Any]], counts: Mapping[str, int]) -> Mask:
-    """Keep the `counts[layer]` highest scores of each layer; ties go to the lower position."""
+def top_mask(
+    scored: Mapping[str, NDArray[Any]],
+    counts: Mapping[str, int],
+    pattern: Pattern = UNSTRUCTURED,
+) -> Mask:
+    """Keep the `counts[layer]` highest scores of each layer; ties go to the lower position.
+
+    Under a pattern, what it keeps for that count.
+    """
     bits = {}
     for name, score in scored.items():
         if not 0 <= counts[name] <= score.size:
             raise MaskError(f"cannot keep {counts[name]} of the {score.size} weights of '{name}'")
-        bits[name] = top(score.reshape(-1), counts[name]).reshape(score.shape)
+        bits[name] = pattern.keep(score, counts[name])
     return Mask.from_arrays(bits)
 
 
@@ -41,34 +48,24 @@ def top_mask_global(scored: Mapping[str, NDArray[Any]], density: float) -> Mask:
     )
 
 
-def top(flat: NDArray[Any], count: int) -> NDArray[np.bool_]:
-    """Flag the `count` highest of a flat array, in linear time; ties go to the lower position.
-
-    Raises MaskError for NaN, which has no rank.
-    """
-    surplus = flat.size - count
-    if count <= 0 or surplus <= 0:
-        return np.full(flat.size, count > 0)
-    # numpy's partition takes twenty times as long where many scores are equal, as zeros are
-    least = flat.dtype.type(torch.kthvalue(torch.tensor(flat), surplus + 1).values.item())
-    bits: NDArray[np.bool_] = flat > least
-    ties = np.flatnonzero(flat == least)
-    bits[ties[: count - np.count_nonzero(bits)]] = True
-    if np.count_nonzero(bits) != count:
-        raise MaskError("scores hold NaN, which has no rank")
-    return bits
-
-
 def mask_from_scores(
-    scored: Mapping[str, NDArray[Any]], density: float, allocation: str = "erk"
+    scored: Mapping[str, NDArray[Any]],
+    density: float,
+    allocation: str = "erk",
+    pattern: Pattern = UNSTRUCTURED,
 ) -> Mask:
-    """Return the mask of the highest scores under an allocation, or ranked globally."""
+    """Return the mask of the highest scores under an allocation, or ranked globally.
+
+    Raises MaskError for a global ranking under a pattern: it is of single weights.
+    """
     if allocation == GLOBAL:
+        if pattern != UNSTRUCTURED:
+            raise MaskError("a global ranking is of single weights; choose another allocation")
         return top_mask_global(scored, density)
     if allocation not in ALLOCATIONS:
         raise UnknownNameError("allocation", allocation, [*ALLOCATIONS, GLOBAL])
     shapes = {name: score.shape for name, score in scored.items()}
-    return top_mask(scored, layer_counts(shapes, ALLOCATIONS[allocation](shapes, density)))
+    return top_mask(scored, layer_counts(shapes, ALLOCATIONS[allocation](shapes, density)), pattern)
 
 
 def static_mask(
@@ -80,6 +77,7 @@ def static_mask(
     batches: Iterable[Batch] = (),
     *,
     rng: np.random.Generator,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> Mask:
     """Return the mask of one criterion under one allocation at an overall density.
 
@@ -89,10 +87,11 @@ def static_mask(
     check_density(density)
     data = list(batches)
     if criterion != "synflow":
-        return mask_from_scores(scores(criterion, model, names, data, rng=rng), density, allocation)
+        scored = scores(criterion, model, names, data, rng=rng)
+        return mask_from_scores(scored, density, allocation, pattern)
     mask: Mask | None = None
     for step in range(1, SYNFLOW_STEPS + 1):
         scored = scores(criterion, model, names, data, rng=rng, mask=mask)
-        mask = mask_from_scores(scored, density ** (step / SYNFLOW_STEPS), allocation)
+        mask = mask_from_scores(scored, density ** (step / SYNFLOW_STEPS), allocation, pattern)
     assert mask is not None
     return mask

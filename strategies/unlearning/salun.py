@@ -15,8 +15,7 @@ from pydantic import Field
 from fedsparse import wire
 from fedsparse.config import Finite
 from fedsparse.messages import MOVABLE, Plan
-from fedsparse.sparsity import Mask, State
-from fedsparse.sparsity.compose import top
+from fedsparse.sparsity import Mask, State, top
 from strategies.held import encoded
 from strategies.replies import Reply
 from strategies.sums import adds_up

@@ -202,8 +202,8 @@ def test_batches_may_come_from_a_generator(net, digits):
 def test_synflow_prunes_in_a_hundred_steps_each_inside_the_last(net, digits, monkeypatch):
     steps: list[tuple[float, Mask]] = []
 
-    def watch(scored, density, allocation):
-        steps.append((density, mask_from_scores(scored, density, allocation)))
+    def watch(scored, density, allocation, pattern):
+        steps.append((density, mask_from_scores(scored, density, allocation, pattern)))
         return steps[-1][1]
 
     monkeypatch.setattr(compose, "mask_from_scores", watch)
