@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsparse.errors import MissingExtraError
+from fedsparse.errors import ExportError
 
 IDENTIFIER = b"TFL3"
 """Bytes 4 to 8 of every .tflite file."""
@@ -18,11 +18,13 @@ ALIGNMENT = 16
 
 @cache
 def schema() -> Any:
-    """Return the module of the schema; raises MissingExtraError where there is none."""
+    """Return the module of the schema; raises ExportError where there is none."""
     try:
         return importlib.import_module("ai_edge_litert.schema_py_generated")
     except ImportError:
-        raise MissingExtraError("the export to .tflite", "edge") from None
+        raise ExportError(
+            "the export to .tflite needs ai-edge-litert: pip install ai-edge-litert"
+        ) from None
 
 
 @cache

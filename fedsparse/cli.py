@@ -26,6 +26,7 @@ COMMANDS = {
     "personalize": "simulations.personal_commands:personalize",
     "influence": "simulations.influence_commands:influence",
     "unlearn": "simulations.unlearning.commands:unlearn",
+    "export": "edge_export.commands:export",
     "list": "fedsparse.listing:list_",
     "doctor": "fedsparse.doctor:doctor",
 }

@@ -1,0 +1,285 @@
+"""The command that exports a model. Help needs click alone; the work is imported in the body."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edge_export.export import Exported
+    from edge_export.network import Network
+    from edge_export.plan import Plan
+    from edge_export.xnnpack import Verdict
+
+EXAMPLES = """\b
+Examples:
+  fedsparse export runs/mobilenet-sparse-static-s0 --out model.tflite
+  fedsparse export runs/demo-fedtiny-s0 --explain
+  fedsparse export runs/demo-fedtiny-s0 --out small.tflite --values int8 --layout sparse
+  fedsparse export runs/demo-fedtiny-s0 --out phone.tflite --values auto --target cortex-a76
+  fedsparse export model.safetensors --model mobilenet-v1 --input-shape 3,224,224 \\
+    --classes 1000 --out model.tflite
+
+\b
+Values: f32; f16; int8 (sparse: stored as int8, computed in f32; dense: int8 throughout, calibrated
+on the run's data); int8-weights; int8-dynamic; auto (whatever is cheapest and verified).
+Exit code 3: the file does not compute what the model computes; nothing is left under its name.
+"""
+
+
+class _Path(click.Path):
+    name = "path"
+
+
+_path = _Path(path_type=Path)
+
+
+@click.command(epilog=EXAMPLES, short_help="Export a model as a sparse, quantized .tflite file.")
+@click.argument("source", metavar="RUN|FILE.safetensors", type=_path)
+@click.option("--out", type=_path, metavar="FILE.tflite", help="The file to write.")
+@click.option(
+    "--values",
+    type=click.Choice(["f32", "f16", "int8", "int8-weights", "int8-dynamic", "auto"]),
+    default="f32",
+    show_default=True,
+    help="What the weights are stored as.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "sparse", "dense"]),
+    default="auto",
+    show_default=True,
+    help="Whether zeros are left out; auto takes what is cheapest on the target.",
+)
+@click.option(
+    "--target",
+    default="cortex-a72",
+    show_default=True,
+    metavar="CORE",
+    help="cortex-a53, cortex-a72, cortex-a76 or x86.",
+)
+@click.option(
+    "--client", type=click.IntRange(min=0), metavar="ID", help="A client's personal model."
+)
+@click.option("--model", metavar="NAME", help="Of a file outside of a run: its model.")
+@click.option("--input-shape", metavar="C,H,W", help="Of a file outside of a run: its samples.")
+@click.option("--classes", type=click.IntRange(min=1), metavar="N", help="... and its classes.")
+@click.option("--width", type=float, default=1.0, metavar="X", help="... and its width.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    metavar="N",
+    help="Test samples on which the file is compared with the model.",
+)
+@click.option(
+    "--accuracy-loss",
+    type=click.FloatRange(min=0, max=1),
+    metavar="X",
+    help="Fraction of correct answers that may be lost; by the values if unset.",
+)
+@click.option("--keep-channels", is_flag=True, help="Do not remove channels that pruning cut off.")
+@click.option("--explain", is_flag=True, help="Show the plan, layer by layer; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def export(
+    source: Path,
+    out: Path | None,
+    values: str,
+    layout: str,
+    target: str,
+    client: int | None,
+    model: str | None,
+    input_shape: str | None,
+    classes: int | None,
+    width: float,
+    samples: int,
+    accuracy_loss: float | None,
+    keep_channels: bool,
+    explain: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export the model of a finished run in folder RUN, or of a file of weights.
+
+    BatchNorm is folded, channels that pruning cut off are removed, zeros are left out where that
+    is smaller, and the written file is loaded and compared with the model on test data before it
+    gets its name. FILE.tflite.json beside it says what was found.
+    """
+    from dataclasses import replace
+
+    from edge_export import costs, verify
+    from edge_export import export as work
+    from edge_export import source as sources
+    from edge_export.plan import choices
+
+    if out is None and not explain:
+        raise click.UsageError("--out FILE.tflite is missing; or look first with --explain")
+    costs.check_target(target)
+    choices(values, layout)
+    if out is not None and not explain:
+        work.check_place(out)
+    shape = None if input_shape is None else _numbers(input_shape)
+    found = sources.of(
+        source, client=client, model=model, input_shape=shape, classes=classes, width=width
+    )
+    if explain or out is None:
+        network = work.prepare(found, keep_channels=keep_channels)
+        plan = work.planned(found, network, values=values, layout=layout, target=target)
+        _explain(network, plan, as_json)
+        return
+    tolerance = None
+    if accuracy_loss is not None:
+        from edge_export.storage import Storage
+
+        tolerance = replace(verify.tolerance_of(Storage()), difference=1.0, accuracy=accuracy_loss)
+    exported = work.export(
+        found,
+        out,
+        values=values,
+        layout=layout,
+        target=target,
+        samples=samples,
+        tolerance=tolerance,
+        keep_channels=keep_channels,
+        note=lambda text: click.echo(f"fedsparse: {text}", err=True),
+        track=lambda numbers: _tracked(numbers, quiet),
+    )
+    if as_json:
+        click.echo(json.dumps({"out": str(out), **exported.row()}))
+    else:
+        _show(exported)
+
+
+def _tracked(numbers: Iterable[int], quiet: bool) -> Iterator[int]:
+    import sys
+
+    from rich.console import Console
+    from rich.progress import track
+
+    return iter(
+        track(
+            list(numbers),
+            "samples",
+            console=Console(stderr=True),
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise click.UsageError(f"--input-shape '{text}' is no list of sizes such as 3,224,224")
+    return found
+
+
+def _show(exported: "Exported") -> None:
+    row = exported.row()
+    share = row["file_bytes"] / row["dense_bytes"]
+    click.echo(f"{exported.path}: {row['file_bytes']:,} bytes, {share:.3f} of dense f32")
+    click.echo(f"  stored as    {row['storage']}, density {row['density']:.3g}")
+    click.echo(f"  computed     {_computed(exported)}")
+    known = "test samples" if row["real_samples"] else "random samples, there is no data"
+    click.echo(
+        f"  verified     {row['samples']:,} {known}: largest difference "
+        f"{row['relative_difference']:.2g} of the largest output"
+    )
+    if row["accuracy"] is not None:
+        click.echo(
+            f"  accuracy     {row['accuracy']:.4f}, of the model {row['accuracy_torch']:.4f}"
+        )
+
+
+def _computed(exported: "Exported") -> str:
+    verdicts = exported.candidate.verdicts
+    sparse = sum(row.sparse for row in verdicts)
+    gain = exported.plan.gain(exported.candidate)
+    target = exported.plan.target
+    if target == "x86":
+        return "densely: on x86 XNNPACK has no sparse path that it takes"
+    text = f"{sparse} of {len(verdicts)} layers sparsely on {target}"
+    if gain is not None:
+        text += f"; predicted {gain:.2f}x fewer instructions than dense f32"
+    return text
+
+
+def _reasons(verdicts: "Sequence[Verdict]") -> dict[str, list[str]]:
+    """Return the layers that are computed densely, by the reason."""
+    found: dict[str, list[str]] = {}
+    for row in verdicts:
+        if row.reason:
+            found.setdefault(row.reason, []).append(row.layer)
+    return found
+
+
+def _explain(network: "Network", plan: "Plan", as_json: bool) -> None:
+    from simulations.sweep_commands import show_table
+
+    best = plan.best
+    stored = {row.layer: row for row in best.emitted.stored}
+    layers = [
+        {
+            "layer": row.layer,
+            "shape": list(stored[row.layer].shape),
+            "kept": stored[row.layer].kept,
+            "stored": "sparse" if stored[row.layer].sparse else "dense",
+            "bytes": stored[row.layer].nbytes,
+            "dense_bytes": stored[row.layer].dense_bytes,
+            "computed": "sparse" if row.sparse else "dense",
+            "why": row.reason,
+        }
+        for row in best.verdicts
+    ]
+    options = [
+        {
+            "storage": candidate.storage.name,
+            "file_bytes": candidate.nbytes,
+            "instructions": candidate.instructions,
+            "gain": plan.gain(candidate),
+            "chosen": candidate is best,
+        }
+        for candidate in plan.candidates
+    ]
+    if as_json:
+        content = {"target": plan.target, "candidates": options, "layers": layers}
+        click.echo(json.dumps(content))
+        return
+    show_table(
+        ["layer", "shape", "kept", "stored", "bytes", "of dense", "computed"],
+        [
+            [
+                row.layer,
+                "x".join(str(size) for size in stored[row.layer].shape),
+                f"{stored[row.layer].kept:,}",
+                "sparse" if stored[row.layer].sparse else "dense",
+                f"{stored[row.layer].nbytes:,}",
+                f"{stored[row.layer].nbytes / stored[row.layer].dense_bytes:.2f}",
+                "sparse" if row.sparse else "dense",
+            ]
+            for row in best.verdicts
+        ],
+    )
+    for reason, names in _reasons(best.verdicts).items():
+        click.echo(f"\ndense: {reason}\n  {', '.join(names)}")
+    click.echo()
+    show_table(
+        ["export", "file bytes", "predicted instructions", "fewer than dense f32"],
+        [
+            [
+                ("* " if option["chosen"] else "  ") + str(option["storage"]),
+                f"{option['file_bytes']:,}",
+                "-" if option["instructions"] is None else f"{option['instructions']:,.0f}",
+                "-" if option["gain"] is None else f"{option['gain']:.2f}x",
+            ]
+            for option in options
+        ],
+    )
+    click.echo(f"\n* is what auto takes for {plan.target}; nothing was written")

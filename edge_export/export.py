@@ -1,0 +1,195 @@
+"""A model becomes a file: planned, written, loaded again, compared, and only then in its place."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fedsparse
+from edge_export import network as net
+from edge_export import reading, verify
+from edge_export.compact import compact
+from edge_export.emit import Range
+from edge_export.network import Network
+from edge_export.plan import AUTO, Candidate, Plan, plan
+from edge_export.source import Source
+from edge_export.sparse import Csr
+from edge_export.storage import F32
+from edge_export.verify import Tolerance, Track, Verified
+from fedsparse.errors import ExportError, VerificationError
+from fedsparse.runs.atomic import write_file
+
+SIDECAR = ".json"
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and what was found of it."""
+
+    path: Path
+    source: Source
+    network: Network
+    plan: Plan
+    candidate: Candidate
+    verified: Verified
+
+    def row(self) -> dict[str, Any]:
+        """Return what stands beside the file, as `FILE.json`."""
+        macs, kept = self.network.macs()
+        weights = [layer.weight for layer in self.network.weighted()]
+        size = sum(weight.size for weight in weights)
+        return {
+            "format": 1,
+            "file": self.path.name,
+            "sha256": hashlib.sha256(self.candidate.emitted.content).hexdigest(),
+            "model": self.source.name,
+            "run": self.source.origin,
+            "layout": "sparse" if self.candidate.storage.sparse else "dense",
+            "values": self.candidate.storage.values,
+            "storage": self.candidate.storage.name,
+            "target": self.plan.target,
+            "macs": macs,
+            "kept_macs": kept,
+            "density": sum(int(np.count_nonzero(weight)) for weight in weights) / size,
+            "file_bytes": self.candidate.nbytes,
+            "dense_bytes": self.plan.dense.nbytes,
+            "predicted_instructions": self.candidate.instructions,
+            "predicted_gain": self.plan.gain(self.candidate),
+            "sparse_layers": [row.layer for row in self.candidate.verdicts if row.sparse],
+            "real_samples": self.source.real,
+            **self.verified.row(),
+        }
+
+
+def prepare(source: Source, *, keep_channels: bool = False) -> Network:
+    """Return a source's network, without the channels that pruning has cut off."""
+    found = net.of(source.model, source.input_shape)
+    return found if keep_channels else compact(found)
+
+
+def calibrated(network: Network, samples: net.Floats) -> list[Range]:
+    """Return (least, most) of each value of a network over samples (n, *input_shape)."""
+    if not len(samples):
+        raise ExportError("there are no samples to calibrate on; export with --values f32")
+    found: list[Range] | None = None
+    for first in range(0, len(samples), 128):
+        values = net.run(network, samples[first : first + 128])
+        ranges = [(float(value.min()), float(value.max())) for value in values]
+        found = (
+            ranges
+            if found is None
+            else [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(found, ranges, strict=True)]
+        )
+    assert found is not None
+    return found
+
+
+def planned(source: Source, network: Network, *, values: str, layout: str, target: str) -> Plan:
+    """Return the plan of an export; calibrates on the source's samples."""
+    ranges = None if values == F32 else calibrated(network, source.calibration)
+    description = f"fedsparse {fedsparse.__version__}: {source.name}"
+    return plan(
+        network,
+        values=values,
+        layout=layout,
+        target=target,
+        ranges=ranges,
+        description=description,
+    )
+
+
+def export(
+    source: Source,
+    out: Path,
+    *,
+    values: str = F32,
+    layout: str = AUTO,
+    target: str = "cortex-a72",
+    samples: int = 2000,
+    tolerance: Tolerance | None = None,
+    keep_channels: bool = False,
+    note: Note = lambda text: None,
+    track: Track = iter,
+) -> Exported:
+    """Write a source as a .tflite file that was loaded and compared with its model.
+
+    With `layout` or `values` auto, a candidate over its tolerance gives way to the next. Raises
+    ExportError, and VerificationError when none holds: then nothing lies under `out`.
+    """
+    check_place(out)
+    network = prepare(source, keep_channels=keep_channels)
+    found = planned(source, network, values=values, layout=layout, target=target)
+    chosen = _spread(len(source.samples), samples)
+    labels = None if source.labels is None else source.labels[chosen]
+    failed: VerificationError | None = None
+    for candidate in found.candidates:
+        limits = tolerance or verify.tolerance_of(candidate.storage)
+        content = candidate.emitted.content
+        _check_tensors(content, candidate, str(out))
+        try:
+            verified = verify.verify(
+                content, source.model, source.samples[chosen], labels, limits, track
+            )
+        except VerificationError as error:
+            failed = failed or error
+            note(f"{candidate.storage.name}: {error}")
+            continue
+        exported = Exported(out, source, network, found, candidate, verified)
+        _write(exported)
+        return exported
+    raise failed or VerificationError("no file was verified")
+
+
+def check_place(out: Path) -> None:
+    """Refuse a place that no file can be written to, before any work is done."""
+    if out.is_dir():
+        raise ExportError(f"--out '{out}' is a folder; name a file in it, such as model.tflite")
+    if not out.parent.is_dir():
+        raise ExportError(f"--out '{out}': the folder '{out.parent}' does not exist; make it first")
+    if out.suffix != ".tflite":
+        raise ExportError(f"--out '{out}': the name of a TFLite file ends in .tflite")
+
+
+def _spread(available: int, wanted: int) -> Sequence[int]:
+    """Return positions of at most `wanted` samples, spread over all of them."""
+    count = min(available, wanted)
+    return [int(n) for n in np.linspace(0, available - 1, count).round()]
+
+
+def _check_tensors(content: bytes, candidate: Candidate, name: str) -> None:
+    """Hold what is read back from the file's sparse tensors against what was put in."""
+    back = {tensor.name: tensor.csr for tensor in reading.sparse_tensors(content, name)}
+    kept = {stored.layer: stored for stored in candidate.emitted.stored if stored.sparse}
+    same = len(back) == len(kept) and all(
+        len(_of(back, layer).values) == stored.kept for layer, stored in kept.items()
+    )
+    if not same:
+        raise VerificationError("the file's sparse tensors are not those that were written")
+
+
+def _of(back: dict[str, Csr], layer: str) -> Csr:
+    return back[f"{layer}/weight/kept"]
+
+
+def _write(exported: Exported) -> None:
+    """Write the file and its figures; both or neither."""
+    out = exported.path
+    sidecar = out.with_name(out.name + SIDECAR)
+    try:
+        sidecar.unlink(missing_ok=True)  # never one that is of another file
+        write_file(out, exported.candidate.emitted.content)
+        try:
+            write_file(sidecar, (json.dumps(exported.row(), indent=2) + "\n").encode())
+        except BaseException:
+            out.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ExportError(
+            f"'{out}' cannot be written: {error.strerror or error}; free some space, check the "
+            "folder's permissions, or choose another --out"
+        ) from None
