@@ -26,7 +26,8 @@ from fedsparse import messages
 from fedsparse.config import Density, Finite
 from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
-from fedsparse.sparsity import Mask, State, cubic, mask_from_scores
+from fedsparse.sparsity import Mask, State, cubic
+from fedsparse.sparsity.patterns import Shared
 from strategies.addressing import round_size
 from strategies.replies import Reply, spread
 from strategies.seats import FULL, Demands, Seat, submask
@@ -89,6 +90,11 @@ class AsyncStrategy(StaticMask):
                 f"strategy.start_density = {s.start_density:g} is below strategy.density = "
                 f"{s.density:g}; masks only get sparser, raise it or leave it out"
             )
+        if s.start_density is not None and isinstance(self.pruned.pattern, Shared):
+            raise ConfigError(
+                f"strategy.start_density with strategy.pattern = '{s.pattern}': outputs that share "
+                "a pattern would part as masks get sparser; leave out one of them"
+            )
         if task.config.fleet.over_selection:
             raise ConfigError(
                 f"fleet.over_selection = {task.config.fleet.over_selection:g}: an asynchronous "
@@ -136,7 +142,7 @@ class AsyncStrategy(StaticMask):
         scored = {
             name: np.where(bits, np.abs(self.state[name]), -1.0) for name, bits in self.mask.items()
         }
-        self.mask = self.mask & mask_from_scores(scored, density, s.allocation)
+        self.mask = self.mask & self.pruned.from_scores(scored, density, s.allocation)
         self.state = masked(self.state, self.mask)
 
     # -- clients that come and go -----------------------------------------------------

@@ -19,31 +19,34 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedsparse import messages, models, wire
-from fedsparse.config import Finite, StrategySettings
-from fedsparse.errors import WireError
+from fedsparse.config import Finite
+from fedsparse.errors import ConfigError, WireError
 from fedsparse.messages import Plan
 from fedsparse.sparsity import (
+    UNSTRUCTURED,
     Mask,
+    Pattern,
     State,
     allocation,
     cosine,
     grow_and_prune,
     layer_counts,
-    top_mask,
 )
+from fedsparse.sparsity.patterns import Blocks
 from fedsparse.training import batchnorm, local
 from strategies import metrics
 from strategies.addressing import MeteredGrid
 from strategies.base import Answer, SparseStrategy
+from strategies.pruned import Pruned, PrunedSettings
 from strategies.replies import Reader, Reply
-from strategies.seats import Demands, erk_counts
+from strategies.seats import Demands
 from strategies.sums import adds_up
 from strategies.task import Task, masked
 
 LARGEST_POOL = 32
 
 
-class FedTinySettings(StrategySettings):
+class FedTinySettings(PrunedSettings):
     """Keys of `[strategy]` for fedtiny."""
 
     pretrain_epochs: int = Field(default=10, ge=0, description="epochs on the server's own data")
@@ -77,17 +80,21 @@ class FedTiny(SparseStrategy):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
+        self.pruned = Pruned.of(task, self.settings, self.settings.base)
+        self.blocks = moved_blocks(self.pruned.pattern, self.settings.pattern)
         if self.settings.pretrain_epochs or self.settings.reestimate == "public":
             _ = task.public
         self.asked = {}
 
     def demands(self, density: float) -> Demands:
         """Return plain training, and the adjustment that asks for most gradients."""
-        kept = erk_counts(self.task, density, self.settings.base)
+        kept = None if density >= 1 else self.pruned.counts(density, self.settings.base)
         if kept is None or not self.settings.stop_round:
             return [(Plan(), kept)]
-        grow = {n: self.adjusted_count(self.settings.adjust_every, k) for n, k in kept.items()}
-        blocks = [{name: grow[name] for name in block} for block in self.schedule()]
+        grow = {
+            n: self.adjusted_count(self.settings.adjust_every, kept[n]) for n in self.pruned.names
+        }
+        blocks = [{n: grow[n] for n in block if n in grow} for block in self.schedule()]
         plans = [Plan(grow=block, samples=self.settings.growth_samples or 0) for block in blocks]
         largest = max(plans, key=lambda plan: sum(plan.grow.values()))
         adjusts = self.settings.adjust_every <= self.settings.stop_round
@@ -107,9 +114,10 @@ class FedTiny(SparseStrategy):
 
     def candidate_pool(self, dense: State) -> list[Mask]:
         """Return C masks of the pre-trained weights, each with its own noisy layer rates."""
-        magnitude = {name: np.abs(dense[name]) for name in self.task.prunable}
+        magnitude = {name: np.abs(dense[name]) for name in self.pruned.names}
+        shapes = self.pruned.shapes
         return [
-            top_mask(magnitude, layer_counts(self.task.shapes, self.noisy_rates(index)))
+            self.pruned.top(magnitude, layer_counts(shapes, self.noisy_rates(index)))
             for index in range(self.pool_size())
         ]
 
@@ -126,12 +134,12 @@ class FedTiny(SparseStrategy):
         Candidate 0 is the base allocation without noise.
         """
         s = self.settings
-        base = allocation.ALLOCATIONS[s.base](self.task.shapes, s.density)
+        base = allocation.ALLOCATIONS[s.base](self.pruned.shapes, s.density)
         if index == 0:
             return dict(base)
         e = self.task.rng(0, f"candidate {index}").uniform(-s.noise, s.noise, len(base))
         raw = {name: d * (1 + x) for (name, d), x in zip(base.items(), e, strict=True)}
-        return allocation.rescale(self.task.shapes, raw, s.density)
+        return allocation.rescale(self.pruned.shapes, raw, s.density)
 
     def select(self, grid: MeteredGrid, dense: State, pool: list[Mask]) -> tuple[int, State]:
         """Return the chosen candidate and its adapted BatchNorm statistics."""
@@ -268,18 +276,24 @@ class FedTiny(SparseStrategy):
         return mean
 
     def adjust(self, counts: Mapping[str, int], gradients: Mapping[str, NDArray[Any]]) -> Mask:
-        """Grow the a_t^l largest |g~|, then drop the a_t^l smallest |w| of those kept before."""
+        """Grow the a_t^l largest |g~|, then drop the a_t^l smallest |w| of those kept before.
+
+        Under a pattern of blocks: of their sums, in as many blocks as a_t^l weights are, one at
+        least.
+        """
         assert self.mask is not None
-        bits = {name: np.array(part) for name, part in self.mask.items()}
+        bits = dict(self.mask.items())
         for name, count in counts.items():
-            candidates = np.flatnonzero(gradients[name])
-            bits[name] = grow_and_prune(
-                self.state[name],
-                bits[name],
+            sums = self.blocks.fold(np.abs(gradients[name]))
+            candidates = np.flatnonzero(sums)
+            moved = grow_and_prune(
+                self.blocks.fold(np.abs(self.state[name])),
+                self.blocks.fold(bits[name]) > 0,
                 candidates,
-                gradients[name].reshape(-1)[candidates],
-                count,
+                sums.reshape(-1)[candidates],
+                max(1, count // self.blocks.rows),
             )
+            bits[name] = self.blocks.unfold(moved, bits[name].shape)
         return Mask.from_arrays(bits)
 
     def reestimate_batchnorm(self) -> None:
@@ -289,6 +303,18 @@ class FedTiny(SparseStrategy):
         models.load_state(self.task.model, self.state)
         x, _ = local.tensors(self.task.public)
         self.state.update(batchnorm.measure(self.task.model, x[:1024]))
+
+
+def moved_blocks(pattern: Pattern, name: str) -> Blocks:
+    """Return the blocks of weights that an adjustment moves; raises ConfigError for no blocks."""
+    if pattern == UNSTRUCTURED:
+        return Blocks(1)
+    if not isinstance(pattern, Blocks):
+        raise ConfigError(
+            f"strategy.pattern = '{name}': fedtiny moves single weights or blocks; choose "
+            "unstructured or block-2, or strategy.name = 'static'"
+        )
+    return pattern
 
 
 NOTHING = wire.Schema(())

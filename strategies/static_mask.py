@@ -1,8 +1,8 @@
 """Static masks: prune once before training, then train only what is kept.
 
 One criterion (random, magnitude, SNIP, GraSP, SynFlow, Fisher) times one allocation
-(uniform, ER, ERK, global), scored on the server's own data or by the clients on one
-batch each, as SSFL does.
+(uniform, ER, ERK, global) times one pattern (blocks, N:M, channels, ...), scored on the
+server's own data or by the clients on one batch each, as SSFL does.
 """
 
 from typing import Literal
@@ -14,19 +14,20 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsparse import messages, wire
-from fedsparse.config import Finite, StrategySettings
+from fedsparse.config import Finite
 from fedsparse.errors import ConfigError
 from fedsparse.messages import Plan
-from fedsparse.sparsity import Mask, State, mask_from_scores, static_mask
+from fedsparse.sparsity import Mask, State, static_mask
 from fedsparse.sparsity.criteria import NEEDS_DATA
 from fedsparse.training import local
 from strategies.addressing import MeteredGrid
 from strategies.base import SparseStrategy
-from strategies.seats import Demands, erk_counts
+from strategies.pruned import Pruned, PrunedSettings
+from strategies.seats import Demands
 from strategies.task import Task, masked
 
 
-class StaticMaskSettings(StrategySettings):
+class StaticMaskSettings(PrunedSettings):
     """Keys of `[strategy]` for static."""
 
     criterion: Literal["random", "magnitude", "snip", "grasp", "synflow", "fisher", "saliency"] = (
@@ -48,6 +49,7 @@ class StaticMask(SparseStrategy):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         s = self.settings
+        self.pruned = Pruned.of(task, s, s.allocation)
         if s.scored_by == "clients" and s.criterion not in NEEDS_DATA:
             raise ConfigError(
                 f"strategy.criterion = '{s.criterion}' looks at no data; score it by the server, "
@@ -63,21 +65,24 @@ class StaticMask(SparseStrategy):
         if s.scored_by == "clients":
             self.mask = self.ask_clients_to_score(grid)
         else:
-            self.mask = static_mask(
+            made = static_mask(
                 self.task.model,
-                self.task.prunable,
+                self.pruned.names,
                 s.density,
                 criterion=s.criterion,
                 allocation=s.allocation,
                 batches=self.public_batches(),
                 rng=self.task.rng(0, "mask"),
+                pattern=self.pruned.pattern,
             )
+            self.mask = self.pruned.whole(made)
         self.state = masked(self.state, self.mask)
 
     def demands(self, density: float) -> Demands:
         """Return training under the mask; scoring by clients is a step of the dense model."""
         s = self.settings
-        trained = (Plan(), erk_counts(self.task, density, s.allocation))
+        kept = None if density >= 1 else self.pruned.counts(density, s.allocation)
+        trained = (Plan(), kept)
         if s.scored_by == "server":
             return [trained]
         return [(self.scoring_plan, None), trained]
@@ -106,7 +111,7 @@ class StaticMask(SparseStrategy):
         scored = self.query(grid, messages.SCORE, clients, plan, model, self.read_scores)
         weights = np.array([answer.examples for answer in scored], np.float64)
         scores = self.mean_scores([answer.value for answer in scored], weights)
-        return mask_from_scores(scores, s.density, s.allocation)
+        return self.pruned.from_scores(scores, s.density, s.allocation)
 
     def read_scores(self, reply: Message) -> State:
         """Decode one client's scores."""

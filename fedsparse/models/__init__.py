@@ -8,7 +8,7 @@ from torch import nn
 from fedsparse import registry, seeds
 from fedsparse.errors import ModelError
 from fedsparse.models.parts import part, part_shapes
-from fedsparse.models.state import blocks, get_state, load_state, prunable, shapes
+from fedsparse.models.state import blocks, get_state, load_state, pointwise, prunable, shapes
 
 __all__ = [
     "blocks",
@@ -18,6 +18,7 @@ __all__ = [
     "load_state",
     "part",
     "part_shapes",
+    "pointwise",
     "prunable",
     "shapes",
 ]

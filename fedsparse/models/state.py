@@ -51,6 +51,16 @@ def prunable(model: nn.Module) -> list[str]:
     return [name for name in model.state_dict() if name in weights]
 
 
+def pointwise(model: nn.Module) -> list[str]:
+    """Return the names of the weights of 1x1 convolutions over all channels, in that order."""
+    weights = {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+    }
+    return [name for name in prunable(model) if name in weights]
+
+
 def shapes(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the named parameters."""
     state = model.state_dict()
