@@ -27,6 +27,8 @@ COMMANDS = {
     "influence": "simulations.influence_commands:influence",
     "unlearn": "simulations.unlearning.commands:unlearn",
     "export": "edge_export.commands:export",
+    "bench": "edge_export.bench.commands:bench",
+    "devices": "edge_export.device_commands:devices",
     "list": "fedsparse.listing:list_",
     "doctor": "fedsparse.doctor:doctor",
 }
