@@ -21,6 +21,12 @@ Examples:
   fedsparse export runs/demo-fedtiny-s0 --out phone.tflite --values auto --target cortex-a76
   fedsparse export model.safetensors --model mobilenet-v1 --input-shape 3,224,224 \\
     --classes 1000 --out model.tflite
+  fedsparse export runs/demo-fedtiny-s0 --out model.onnx --values int8-weights
+  fedsparse export runs/demo-fedtiny-s0 --out model.h
+
+\b
+The suffix of --out is the format: .tflite (LiteRT), .onnx (onnxruntime), .pte (ExecuTorch),
+.h (LiteRT for Microcontrollers). Zeros are left out of .tflite files alone.
 
 \b
 Values: f32; f16; int8 (sparse: stored as int8, computed in f32; dense: int8 throughout, calibrated
@@ -36,14 +42,15 @@ class _Path(click.Path):
 _path = _Path(path_type=Path)
 
 
-@click.command(epilog=EXAMPLES, short_help="Export a model as a sparse, quantized .tflite file.")
+@click.command(epilog=EXAMPLES, short_help="Export a model as a sparse or quantized file.")
 @click.argument("source", metavar="RUN|FILE.safetensors", type=_path)
-@click.option("--out", type=_path, metavar="FILE.tflite", help="The file to write.")
+@click.option(
+    "--out", type=_path, metavar="FILE", help="The file to write: .tflite, .onnx, .pte or .h."
+)
 @click.option(
     "--values",
     type=click.Choice(["f32", "f16", "int8", "int8-weights", "int8-dynamic", "auto"]),
-    default="f32",
-    show_default=True,
+    show_default="f32; int8 for .h",
     help="What the weights are stored as.",
 )
 @click.option(
@@ -88,7 +95,7 @@ _path = _Path(path_type=Path)
 def export(
     source: Path,
     out: Path | None,
-    values: str,
+    values: str | None,
     layout: str,
     target: str,
     client: int | None,
@@ -107,28 +114,29 @@ def export(
 
     BatchNorm is folded, channels that pruning cut off are removed, zeros are left out where that
     is smaller, and the written file is loaded and compared with the model on test data before it
-    gets its name. FILE.tflite.json beside it says what was found.
+    gets its name. FILE.json beside it says what was found.
     """
     from dataclasses import replace
 
-    from edge_export import costs, verify
+    from edge_export import costs, formats, verify
     from edge_export import export as work
     from edge_export import source as sources
-    from edge_export.plan import choices
 
     if out is None and not explain:
-        raise click.UsageError("--out FILE.tflite is missing; or look first with --explain")
+        raise click.UsageError("--out FILE is missing; or look first with --explain")
     costs.check_target(target)
-    choices(values, layout)
-    if out is not None and not explain:
-        work.check_place(out)
+    kind = formats.TFLITE
+    if out is not None:
+        kind = formats.of(out) if explain else work.check_place(out)
+    values = values or kind.values[0]
+    formats.check(kind, values, layout)
     shape = None if input_shape is None else _numbers(input_shape)
     found = sources.of(
         source, client=client, model=model, input_shape=shape, classes=classes, width=width
     )
     if explain or out is None:
         network = work.prepare(found, keep_channels=keep_channels)
-        plan = work.planned(found, network, values=values, layout=layout, target=target)
+        plan = work.planned(found, network, values=values, layout=layout, target=target, kind=kind)
         _explain(network, plan, as_json)
         return
     tolerance = None
@@ -184,9 +192,11 @@ def _numbers(text: str) -> list[int]:
 def _show(exported: "Exported") -> None:
     row = exported.row()
     share = row["file_bytes"] / row["dense_bytes"]
-    click.echo(f"{exported.path}: {row['file_bytes']:,} bytes, {share:.3f} of dense f32")
+    model = " of model" if len(exported.content) != row["file_bytes"] else ""
+    click.echo(f"{exported.path}: {row['file_bytes']:,} bytes{model}, {share:.3f} of dense f32")
     click.echo(f"  stored as    {row['storage']}, density {row['density']:.3g}")
     click.echo(f"  computed     {_computed(exported)}")
+    click.echo(f"  sparsity     {row['sparsity']}")
     known = "test samples" if row["real_samples"] else "random samples, there is no data"
     click.echo(
         f"  verified     {row['samples']:,} {known}: largest difference "
@@ -203,6 +213,8 @@ def _computed(exported: "Exported") -> str:
     sparse = sum(row.sparse for row in verdicts)
     gain = exported.plan.gain(exported.candidate)
     target = exported.plan.target
+    if not exported.kind.plans:
+        return f"densely, by {exported.kind.runtime}"
     if target == "x86":
         return "densely: on x86 XNNPACK has no sparse path that it takes"
     text = f"{sparse} of {len(verdicts)} layers sparsely on {target}"

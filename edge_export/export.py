@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 import fedsparse
+from edge_export import formats, reading, verify
 from edge_export import network as net
-from edge_export import reading, verify
 from edge_export.compact import compact
 from edge_export.emit import Range
+from edge_export.formats import TFLITE, Format
 from edge_export.network import Network
 from edge_export.plan import AUTO, Candidate, Plan, plan
 from edge_export.source import Source
@@ -37,6 +38,8 @@ class Exported:
     plan: Plan
     candidate: Candidate
     verified: Verified
+    kind: Format
+    content: bytes
 
     def row(self) -> dict[str, Any]:
         """Return what stands beside the file, as `FILE.json`."""
@@ -46,12 +49,14 @@ class Exported:
         return {
             "format": 1,
             "file": self.path.name,
-            "sha256": hashlib.sha256(self.candidate.emitted.content).hexdigest(),
+            "sha256": hashlib.sha256(self.content).hexdigest(),
             "model": self.source.name,
             "run": self.source.origin,
             "layout": "sparse" if self.candidate.storage.sparse else "dense",
             "values": self.candidate.storage.values,
             "storage": self.candidate.storage.name,
+            "runtime": self.kind.runtime,
+            "sparsity": self.kind.sparsity,
             "target": self.plan.target,
             "macs": macs,
             "kept_macs": kept,
@@ -89,10 +94,26 @@ def calibrated(network: Network, samples: net.Floats) -> list[Range]:
     return found
 
 
-def planned(source: Source, network: Network, *, values: str, layout: str, target: str) -> Plan:
-    """Return the plan of an export; calibrates on the source's samples."""
+def planned(
+    source: Source,
+    network: Network,
+    *,
+    values: str,
+    layout: str,
+    target: str,
+    kind: Format = TFLITE,
+) -> Plan:
+    """Return the plan of an export; calibrates on the source's samples.
+
+    Raises ExportError for values and a layout that the format does not have.
+    """
+    formats.check(kind, values, layout)
     ranges = None if values == F32 else calibrated(network, source.calibration)
-    description = f"fedsparse {fedsparse.__version__}: {source.name}"
+    description = _about(source)
+    if kind is not TFLITE:
+        return formats.plan_of(
+            kind, network, values=values, target=target, ranges=ranges, description=description
+        )
     return plan(
         network,
         values=values,
@@ -116,43 +137,48 @@ def export(
     note: Note = lambda text: None,
     track: Track = iter,
 ) -> Exported:
-    """Write a source as a .tflite file that was loaded and compared with its model.
+    """Write a source as a file, in the format of its name, that was compared with its model.
 
     With `layout` or `values` auto, a candidate over its tolerance gives way to the next. Raises
     ExportError, and VerificationError when none holds: then nothing lies under `out`.
     """
-    check_place(out)
+    kind = check_place(out)
     network = prepare(source, keep_channels=keep_channels)
-    found = planned(source, network, values=values, layout=layout, target=target)
+    found = planned(source, network, values=values, layout=layout, target=target, kind=kind)
     chosen = _spread(len(source.samples), samples)
     labels = None if source.labels is None else source.labels[chosen]
     failed: VerificationError | None = None
     for candidate in found.candidates:
         limits = tolerance or verify.tolerance_of(candidate.storage)
         content = candidate.emitted.content
-        _check_tensors(content, candidate, str(out))
+        file = formats.written(kind, candidate, out, _about(source))
+        if kind is TFLITE:
+            _check_tensors(content, candidate, str(out))
         try:
             verified = verify.verify(
-                content, source.model, source.samples[chosen], labels, limits, track
+                content, source.model, source.samples[chosen], labels, limits, track, kind.run
             )
         except VerificationError as error:
             failed = failed or error
             note(f"{candidate.storage.name}: {error}")
             continue
-        exported = Exported(out, source, network, found, candidate, verified)
+        exported = Exported(out, source, network, found, candidate, verified, kind, file)
         _write(exported)
         return exported
     raise failed or VerificationError("no file was verified")
 
 
-def check_place(out: Path) -> None:
-    """Refuse a place that no file can be written to, before any work is done."""
+def check_place(out: Path) -> Format:
+    """Return a file's format; refuse a place that no file can be written to, before any work."""
     if out.is_dir():
         raise ExportError(f"--out '{out}' is a folder; name a file in it, such as model.tflite")
     if not out.parent.is_dir():
         raise ExportError(f"--out '{out}': the folder '{out.parent}' does not exist; make it first")
-    if out.suffix != ".tflite":
-        raise ExportError(f"--out '{out}': the name of a TFLite file ends in .tflite")
+    return formats.of(out)
+
+
+def _about(source: Source) -> str:
+    return f"fedsparse {fedsparse.__version__}: {source.name}"
 
 
 def _spread(available: int, wanted: int) -> Sequence[int]:
@@ -182,7 +208,7 @@ def _write(exported: Exported) -> None:
     sidecar = out.with_name(out.name + SIDECAR)
     try:
         sidecar.unlink(missing_ok=True)  # never one that is of another file
-        write_file(out, exported.candidate.emitted.content)
+        write_file(out, exported.content)
         try:
             write_file(sidecar, (json.dumps(exported.row(), indent=2) + "\n").encode())
         except BaseException:

@@ -17,6 +17,8 @@ from fedsparse.errors import ExportError, VerificationError
 
 Floats = NDArray[np.float32]
 Track = Callable[[Iterable[int]], Iterable[int]]
+Run = Callable[[bytes, Floats, Track], Floats]
+"""Returns a file's outputs (n, outputs) on samples (n, ...)."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,17 @@ def verify(
     labels: NDArray[np.int64] | None,
     tolerance: Tolerance,
     track: Track = iter,
+    runtime: Run | None = None,
 ) -> Verified:
-    """Compare a .tflite file with its model on samples (n, ...); labels (n,) give accuracies.
+    """Compare a file with its model on samples (n, ...); labels (n,) give accuracies.
 
-    Raises VerificationError when it is over the tolerance, ExportError when it does not run.
+    `runtime` runs the file, `run` if it is None. Raises VerificationError when it is over the
+    tolerance, ExportError when it does not run.
     """
     if not len(samples):
         raise ExportError("there are no samples to compare the file and the model on")
     expected = outputs_of(model, samples)
-    found = run(content, samples, track)
+    found = (runtime or run)(content, samples, track)
     if found.shape != expected.shape:
         raise VerificationError(
             f"the file returns outputs {found.shape[1:]}, the model {expected.shape[1:]}"
@@ -143,7 +147,7 @@ def _interpreter(content: bytes) -> Iterator[Any]:
             "the export to .tflite needs ai-edge-litert: pip install ai-edge-litert"
         ) from None
     try:
-        with _silent():
+        with silent():
             interpreter = module.Interpreter(model_content=content, num_threads=1)
             interpreter.allocate_tensors()
         yield interpreter
@@ -153,16 +157,22 @@ def _interpreter(content: bytes) -> Iterator[Any]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the runtime's own lines off stderr, which it writes to past Python."""
+def silent() -> Iterator[None]:
+    """Keep a runtime's own lines off stderr, which it writes to past Python."""
+    with open(os.devnull, "wb") as nowhere, redirected(nowhere.fileno()):
+        yield
+
+
+@contextmanager
+def redirected(file: int) -> Iterator[None]:
+    """Send what is written to stderr past Python to an open file."""
     try:
         before = os.dup(2)
     except OSError:  # there is no stderr
         yield
         return
     try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        os.dup2(file, 2)
         yield
     finally:
         os.dup2(before, 2)

@@ -112,8 +112,20 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch, last):
 
 MISTAKES = {
     "neither a run folder nor a file": ("nothing", "--out", "m.tflite"),
-    "--out FILE.tflite is missing": ("RUN",),
-    "the name of a TFLite file ends in .tflite": ("RUN", "--out", "m.bin"),
+    "--out FILE is missing": ("RUN",),
+    "must end in one of .tflite, .onnx, .pte, .h": ("RUN", "--out", "m.bin"),
+    "a .onnx file has no --values int8; choose one of: f32, f16, int8-weights": (
+        *("RUN", "--out", "m.onnx", "--values", "int8"),
+    ),
+    "a .onnx file has no sparse layout (onnxruntime computes densely)": (
+        *("RUN", "--out", "m.onnx", "--layout", "sparse"),
+    ),
+    "a .pte file has no --values f16; choose one of: f32": (
+        *("RUN", "--out", "m.pte", "--values", "f16"),
+    ),
+    "a .h file has no --values int8-dynamic; choose one of: int8, f32": (
+        *("RUN", "--out", "m.h", "--values", "int8-dynamic"),
+    ),
     "does not exist; make it first": ("RUN", "--out", "no/m.tflite"),
     "is a folder": ("RUN", "--out", "."),
     "unknown target 'cortex-a71'; did you mean 'cortex-a7": (
