@@ -69,6 +69,9 @@ def instructions(
         if runtime in runtimes.RUNTIMES:
             raise BenchError(f"{runtime} is not counted on ARM; use {' or '.join(ARM_RUNTIMES)}")
         raise UnknownNameError("runtime", runtime, ARM_RUNTIMES)
+    for file in files:
+        if file.suffix.lower() == ".onnx":
+            raise BenchError(f"'{file}' is not counted on ARM, .tflite files are; export one")
     runtimes.chosen(files, runtime)
     qemu = plugin.emulator()
     guest = find(root)

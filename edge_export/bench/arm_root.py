@@ -76,11 +76,16 @@ class Root:
     python: str
     """The version of its Python, such as `3.11`."""
 
+    @property
+    def interpreter(self) -> Path:
+        """The guest's Python."""
+        return self.folder / BASE / "usr" / "bin" / f"python{self.python}"
+
     def command(self, qemu: Path, core: str, *options: str) -> list[str]:
         """Return the start of a command line that runs the guest's Python on a core."""
         prefix = self.folder / CORES_FOLDER / core
-        python = self.folder / BASE / "usr" / "bin" / f"python{self.python}"
-        return [str(qemu), "-cpu", core, "-L", str(prefix), *options, str(python), "-S", "-s"]
+        emulator = [str(qemu), "-cpu", core, "-L", str(prefix), *options]
+        return [*emulator, str(self.interpreter), "-S", "-s"]
 
     def environment(self, packages: Path) -> Mapping[str, str]:
         """Return the guest's environment, the same on every machine."""
@@ -120,7 +125,8 @@ def read(folder: Path) -> Root | None:
     content = record(folder)
     if content.get("layout") != LAYOUT or not isinstance(content.get("python"), str):
         return None
-    return Root(folder, content["python"])
+    found = Root(folder, content["python"])
+    return found if found.interpreter.exists() else None
 
 
 def record(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,9 @@ they fetch against signed or hashed indices. The folder is built beside its plac
 """
 
 import fcntl
+import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -76,18 +78,18 @@ def set_up(
         and (not place.is_dir() or any(place.iterdir()))
     ):
         raise BenchError(f"'{place}' holds something else; choose another --root")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(place):
+    with _writing(place), _alone(place):
         found = arm_root.read(place)
         if found is not None:
             return found
-        fetched = place.with_name(f".{place.name}.fetched")
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}.tmp-", dir=place.parent) as part:
+        with (
+            _fetching(place) as fetched,
+            tempfile.TemporaryDirectory(prefix=f".{place.name}.tmp-", dir=place.parent) as part,
+        ):
             root = _build(Path(part) / "root", fetched, qemu, sources, progress)
             if place.exists():
                 shutil.rmtree(place)
             root.folder.rename(place)
-        shutil.rmtree(fetched)
         return Root(place, root.python)
 
 
@@ -99,7 +101,7 @@ def _tools() -> Path:
             raise BenchError(
                 f"no {tool}: the aarch64 packages are fetched by apt, on Debian or Ubuntu"
             )
-    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
+    if importlib.util.find_spec("pip") is None:
         raise BenchError(
             f"'{sys.executable}' has no pip; `{sys.executable} -m ensurepip` gives it one"
         )
@@ -109,18 +111,38 @@ def _tools() -> Path:
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
     """Hold the only right to build at a place, and clear what killed builds left."""
-    lock = place.with_name(f".{place.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BenchError(f"another process is building '{place}'; wait for it") from None
-        try:
-            for left in place.parent.glob(f".{place.name}.tmp-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(place.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in place.parent.glob(f".{place.name}.tmp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    except BlockingIOError:
+        raise BenchError(f"another process is building in '{place.parent}'; wait for it") from None
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Turn an OSError into a BenchError that names the folder and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BenchError(f"'{place}' cannot be made ({reason}); choose another --root") from None
+
+
+@contextmanager
+def _fetching(place: Path) -> Iterator[Path]:
+    """Give a folder for what is fetched; it stays only where another try can go on from it."""
+    folder = place.with_name(f".{place.name}.fetched")
+    try:
+        yield folder
+    finally:
+        if place.exists() or not any((folder / "cache" / "archives").glob("*.deb")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build(root: Path, fetched: Path, qemu: Path, sources: Path | None, progress: Progress) -> Root:
@@ -190,7 +212,8 @@ def _apt(settings: Path, *words: str) -> None:
             "apt's sources gave no aarch64 packages; without a network, try again with one, else "
             "name a file of sources that has them with --sources (Ubuntu keeps them in its ports)"
         )
-    raise BenchError(f"apt-get {words[0]} fails: {one_line(done.stderr)}")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
+    raise BenchError(f"apt-get {words[0]} fails: {one_line((errors or [done.stderr])[0])}")
 
 
 def _unpack(debs: list[Path], base: Path) -> None:

@@ -4,6 +4,7 @@ A row has the same keys whoever made it: where it was measured decides whether i
 milliseconds or instructions, never both.
 """
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ def _row(
         "threads": threads,
         **figures,
         "file_bytes": cost.file_bytes,
+        "sha256": hashlib.sha256(cost.file.read_bytes()).hexdigest(),
         **about,
     }
 
