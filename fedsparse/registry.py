@@ -90,6 +90,7 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "linear": "fedsparse.models.small:linear",
         "resnet18": "fedsparse.models.resnet:resnet18",
         "mobilenet-v1": "fedsparse.models.mobilenet:mobilenet_v1",
+        "mobilenet-edge": "fedsparse.models.mobilenet:mobilenet_edge",
         "transformer": "fedsparse.models.transformer:transformer",
     },
     "datasets": {

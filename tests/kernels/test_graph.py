@@ -38,6 +38,7 @@ ZOO = {
     "paper-cnn": (1, 12, 12),
     "resnet18": (3, 8, 8),
     "mobilenet-v1": (3, 16, 16),
+    "mobilenet-edge": (1, 16, 16),
 }
 IMAGE = (3, 8, 6)
 

@@ -28,7 +28,7 @@ from tests.kernels.passes import (
 from tests.kernels.test_graph import ZOO as SMALLEST
 
 pytestmark = needs_kernels
-ZOO = {**SMALLEST, "mobilenet-v1": (3, 24, 24)}
+ZOO = {**SMALLEST, "mobilenet-v1": (3, 24, 24), "mobilenet-edge": (1, 24, 24)}
 
 
 def built(name: str, density: float) -> tuple[nn.Module, Mask | None, State]:

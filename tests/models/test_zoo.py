@@ -21,6 +21,7 @@ SHAPES = {
     "paper-cnn": (1, 12, 12),
     "resnet18": (3, 8, 8),
     "mobilenet-v1": (3, 16, 16),
+    "mobilenet-edge": (1, 16, 16),
     "transformer": (12,),
 }
 
@@ -137,6 +138,7 @@ def test_width_scales_hidden_layers_and_never_to_nothing(name):
         ("paper-cnn", (1, 28, 28), 10, 207_354),
         ("resnet18", (3, 32, 32), 10, 11_173_962),
         ("mobilenet-v1", (3, 224, 224), 1000, 4_231_976),
+        ("mobilenet-edge", (3, 224, 224), 1000, 4_231_976),
         ("transformer", (64,), 10, 121_226),
     ],
 )
@@ -175,8 +177,44 @@ def test_mobilenet_stem_halves_large_images_only(side, stride):
     assert (stem.kernel_size, stem.padding) == ((3, 3), (1, 1))
 
 
-def test_each_convolution_of_mobilenet_is_followed_by_batchnorm_and_relu():
-    leaves = [m for m in build("mobilenet-v1").modules() if not list(m.children())]
+@pytest.mark.parametrize(
+    ("side", "pixels"),
+    [(8, [4]), (28, [14, 7, 4]), (64, [32, 16, 8, 4]), (224, [112, 56, 28, 14, 7])],
+)
+def test_mobilenet_for_the_edge_halves_from_the_stem_on_down_to_four_pixels(side, pixels):
+    model = models.build("mobilenet-edge", input_shape=(1, side, side), classes=2, width=0.05)
+    seen = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda *args: seen.append(args[2].shape[-1]))
+    model.eval()(torch.zeros(1, 1, side, side))
+    assert list(dict.fromkeys(seen)) == pixels
+    assert model.stem.conv.stride == (2, 2)
+
+
+def test_mobilenet_for_the_edge_is_the_papers_on_large_images():
+    shape = (3, 128, 128)
+    one, other = (
+        models.build_seeded(name, input_shape=shape, classes=3, width=0.1, seed=0).eval()
+        for name in ("mobilenet-v1", "mobilenet-edge")
+    )
+    image = torch.randn(1, *shape)
+    assert torch.equal(one(image), other(image))
+
+
+def test_pointwise_are_the_1x1_convolutions_over_all_channels():
+    assert models.pointwise(build("mobilenet-edge")) == [
+        f"pointwise{number}.conv.weight" for number in range(1, 14)
+    ]
+    assert all("shortcut" in name for name in models.pointwise(build("resnet18")))
+    assert models.pointwise(build("paper-cnn")) == []
+    assert models.pointwise(nn.Conv2d(4, 4, 1, groups=4)) == []
+    assert models.pointwise(nn.Conv2d(4, 4, 1)) == ["weight"]
+
+
+@pytest.mark.parametrize("name", ["mobilenet-v1", "mobilenet-edge"])
+def test_each_convolution_of_mobilenet_is_followed_by_batchnorm_and_relu(name):
+    leaves = [m for m in build(name).modules() if not list(m.children())]
     kinds = [type(m).__name__ for m in leaves]
     assert kinds == ["Conv2d", "BatchNorm2d", "ReLU"] * 27 + [
         "AdaptiveAvgPool2d",
@@ -185,7 +223,9 @@ def test_each_convolution_of_mobilenet_is_followed_by_batchnorm_and_relu():
     ]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet-v1", "cnn", "leaf-cnn", "paper-cnn"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet-v1", "mobilenet-edge", "cnn", "leaf-cnn", "paper-cnn"]
+)
 def test_oblong_images_are_fine_and_small_or_flat_inputs_are_not(name):
     oblong = models.build(name, input_shape=(1, 8, 20), classes=2, width=0.1)
     assert oblong.eval()(torch.zeros(1, 1, 8, 20)).shape == (1, 2)
