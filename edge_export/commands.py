@@ -9,7 +9,6 @@ import click
 
 if TYPE_CHECKING:
     from edge_export.export import Exported
-    from edge_export.network import Network
     from edge_export.plan import Plan
     from edge_export.xnnpack import Verdict
 
@@ -88,6 +87,13 @@ _path = _Path(path_type=Path)
     metavar="X",
     help="Fraction of correct answers that may be lost; by the values if unset.",
 )
+@click.option(
+    "--route",
+    type=click.Choice(["direct", "litert-torch"]),
+    default="direct",
+    show_default=True,
+    help="How .tflite files are made; litert-torch covers more models and needs an extra.",
+)
 @click.option("--keep-channels", is_flag=True, help="Do not remove channels that pruning cut off.")
 @click.option("--explain", is_flag=True, help="Show the plan, layer by layer; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -105,6 +111,7 @@ def export(
     width: float,
     samples: int,
     accuracy_loss: float | None,
+    route: str,
     keep_channels: bool,
     explain: bool,
     as_json: bool,
@@ -130,14 +137,16 @@ def export(
         kind = formats.of(out) if explain else work.check_place(out)
     values = values or kind.values[0]
     formats.check(kind, values, layout)
+    work.check_route(route, kind)
     shape = None if input_shape is None else _numbers(input_shape)
     found = sources.of(
         source, client=client, model=model, input_shape=shape, classes=classes, width=width
     )
     if explain or out is None:
-        network = work.prepare(found, keep_channels=keep_channels)
-        plan = work.planned(found, network, values=values, layout=layout, target=target, kind=kind)
-        _explain(network, plan, as_json)
+        network = work.prepare_for(route, found, keep_channels=keep_channels)
+        names = {"values": values, "layout": layout, "target": target}
+        plan = work.planned(found, network, **names, kind=kind, route=route)
+        _explain(plan, as_json)
         return
     tolerance = None
     if accuracy_loss is not None:
@@ -153,6 +162,7 @@ def export(
         samples=samples,
         tolerance=tolerance,
         keep_channels=keep_channels,
+        route=route,
         note=lambda text: click.echo(f"fedsparse: {text}", err=True),
         track=lambda numbers: _tracked(numbers, quiet),
     )
@@ -215,6 +225,8 @@ def _computed(exported: "Exported") -> str:
     target = exported.plan.target
     if not exported.kind.plans:
         return f"densely, by {exported.kind.runtime}"
+    if exported.route != "direct":
+        return "not predicted: the layers are those of litert-torch"
     if target == "x86":
         return "densely: on x86 XNNPACK has no sparse path that it takes"
     text = f"{sparse} of {len(verdicts)} layers sparsely on {target}"
@@ -232,7 +244,7 @@ def _reasons(verdicts: "Sequence[Verdict]") -> dict[str, list[str]]:
     return found
 
 
-def _explain(network: "Network", plan: "Plan", as_json: bool) -> None:
+def _explain(plan: "Plan", as_json: bool) -> None:
     from simulations.sweep_commands import show_table
 
     best = plan.best

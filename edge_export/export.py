@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import fedsparse
-from edge_export import formats, reading, verify
+from edge_export import formats, litert_route, reading, verify
 from edge_export import network as net
 from edge_export.compact import compact
 from edge_export.emit import Range
@@ -25,6 +26,7 @@ from fedsparse.errors import ExportError, VerificationError
 from fedsparse.runs.atomic import write_file
 
 SIDECAR = ".json"
+DIRECT, LITERT_TORCH = "direct", "litert-torch"
 Note = Callable[[str], None]
 
 
@@ -34,18 +36,30 @@ class Exported:
 
     path: Path
     source: Source
-    network: Network
+    network: Network | None  # None for a model that direct export does not cover
     plan: Plan
     candidate: Candidate
     verified: Verified
     kind: Format
     content: bytes
+    route: str
+
+    def sparsity(self) -> str:
+        """Return in a sentence what of the sparsity survives in the file."""
+        if not self.candidate.storage.sparse:
+            return self.kind.sparsity
+        text = "removed channels stay removed, other zeros are left out of the file; "
+        if self.route != DIRECT:
+            return text + "which layers are computed without them is not predicted"
+        verdicts = self.candidate.verdicts
+        count = sum(row.sparse for row in verdicts)
+        return f"{text}{count} of {len(verdicts)} layers are computed without them"
 
     def row(self) -> dict[str, Any]:
         """Return what stands beside the file, as `FILE.json`."""
-        macs, kept = self.network.macs()
-        weights = [layer.weight for layer in self.network.weighted()]
-        size = sum(weight.size for weight in weights)
+        macs, kept = (None, None) if self.network is None else self.network.macs()
+        stored = self.candidate.emitted.stored
+        size = sum(math.prod(row.shape) for row in stored)
         return {
             "format": 1,
             "file": self.path.name,
@@ -55,12 +69,13 @@ class Exported:
             "layout": "sparse" if self.candidate.storage.sparse else "dense",
             "values": self.candidate.storage.values,
             "storage": self.candidate.storage.name,
+            "route": self.route,
             "runtime": self.kind.runtime,
-            "sparsity": self.kind.sparsity,
+            "sparsity": self.sparsity(),
             "target": self.plan.target,
             "macs": macs,
             "kept_macs": kept,
-            "density": sum(int(np.count_nonzero(weight)) for weight in weights) / size,
+            "density": sum(row.kept for row in stored) / size,
             "file_bytes": self.candidate.nbytes,
             "dense_bytes": self.plan.dense.nbytes,
             "predicted_instructions": self.candidate.instructions,
@@ -75,6 +90,24 @@ def prepare(source: Source, *, keep_channels: bool = False) -> Network:
     """Return a source's network, without the channels that pruning has cut off."""
     found = net.of(source.model, source.input_shape)
     return found if keep_channels else compact(found)
+
+
+def prepare_for(route: str, source: Source, *, keep_channels: bool = False) -> Network | None:
+    """Return what `prepare` does; None where it is not covered and the route does without."""
+    try:
+        return prepare(source, keep_channels=keep_channels)
+    except net.UncoveredError:
+        if route == DIRECT:
+            raise
+        return None
+
+
+def check_route(route: str, kind: Format) -> None:
+    """Refuse a route that does not lead to a format."""
+    if route != DIRECT and kind is not TFLITE:
+        raise ExportError(
+            f"--route {route} leads to .tflite files, not {kind.suffix}; leave --route out"
+        )
 
 
 def calibrated(network: Network, samples: net.Floats) -> list[Range]:
@@ -96,20 +129,26 @@ def calibrated(network: Network, samples: net.Floats) -> list[Range]:
 
 def planned(
     source: Source,
-    network: Network,
+    network: Network | None,
     *,
     values: str,
     layout: str,
     target: str,
     kind: Format = TFLITE,
+    route: str = DIRECT,
 ) -> Plan:
     """Return the plan of an export; calibrates on the source's samples.
 
     Raises ExportError for values and a layout that the format does not have.
     """
     formats.check(kind, values, layout)
-    ranges = None if values == F32 else calibrated(network, source.calibration)
+    check_route(route, kind)
     description = _about(source)
+    if route == LITERT_TORCH or network is None:
+        return litert_route.planned(
+            source, network, values=values, layout=layout, target=target, description=description
+        )
+    ranges = None if values == F32 else calibrated(network, source.calibration)
     if kind is not TFLITE:
         return formats.plan_of(
             kind, network, values=values, target=target, ranges=ranges, description=description
@@ -134,6 +173,7 @@ def export(
     samples: int = 2000,
     tolerance: Tolerance | None = None,
     keep_channels: bool = False,
+    route: str = DIRECT,
     note: Note = lambda text: None,
     track: Track = iter,
 ) -> Exported:
@@ -143,8 +183,10 @@ def export(
     ExportError, and VerificationError when none holds: then nothing lies under `out`.
     """
     kind = check_place(out)
-    network = prepare(source, keep_channels=keep_channels)
-    found = planned(source, network, values=values, layout=layout, target=target, kind=kind)
+    network = prepare_for(route, source, keep_channels=keep_channels)
+    found = planned(
+        source, network, values=values, layout=layout, target=target, kind=kind, route=route
+    )
     chosen = _spread(len(source.samples), samples)
     labels = None if source.labels is None else source.labels[chosen]
     failed: VerificationError | None = None
@@ -162,7 +204,7 @@ def export(
             failed = failed or error
             note(f"{candidate.storage.name}: {error}")
             continue
-        exported = Exported(out, source, network, found, candidate, verified, kind, file)
+        exported = Exported(out, source, network, found, candidate, verified, kind, file, route)
         _write(exported)
         return exported
     raise failed or VerificationError("no file was verified")

@@ -1,5 +1,6 @@
 """A .tflite file under construction: tensors, operators and the constants behind them."""
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ TYPES = {
     "float16": "FLOAT16",
     "int8": "INT8",
     "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
 }
 OPTIONS = {
     "CONV_2D": "Conv2DOptions",
@@ -125,6 +128,15 @@ class Flat:
             operator.builtinOptions = getattr(s, OPTIONS[code] + "T")(**options)
         self.operators.append(operator)
         return output
+
+    def again(
+        self, operator: Any, code: str, version: int, inputs: list[int], outputs: list[int]
+    ) -> None:
+        """Add an operator of another file, with its options, between tensors of this one."""
+        added = copy(operator)
+        added.opcodeIndex = self._codes.setdefault((code, version), len(self._codes))
+        added.inputs, added.outputs = inputs, outputs
+        self.operators.append(added)
 
     def finish(self, inputs: list[int], outputs: list[int], description: str) -> bytes:
         """Return the file."""

@@ -25,7 +25,8 @@ Emit = Callable[[Network, Storage, Sequence[Range] | None, str], Emitted]
 class Format:
     """A format: its suffix, what runs it, and the `--values` and `--layout` that it has.
 
-    The first of `values` is its default. `sparsity` says in a sentence what of it survives.
+    The first of `values` is its default. `sparsity` says in a sentence what of it survives in
+    a dense layout.
     """
 
     suffix: str
@@ -76,7 +77,7 @@ TFLITE = Format(
     "LiteRT",
     plan.VALUES,
     plan.LAYOUTS,
-    "zeros are left out where `sparse` stands; LiteRT computes the layers sparsely that are named",
+    "removed channels stay removed; other zeros are stored, and LiteRT computes with them",
     _run_tflite,
 )
 ONNX = Format(

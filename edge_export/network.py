@@ -24,6 +24,10 @@ Floats = NDArray[np.float32]
 NONE, RELU, RELU6 = "none", "relu", "relu6"
 
 
+class UncoveredError(ExportError):
+    """A model that has layers, or samples, which no network here has."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """An operation on `values` of a network; `activation` follows it within the same layer."""
@@ -140,16 +144,17 @@ class Network:
 def of(model: nn.Module, input_shape: tuple[int, ...]) -> Network:
     """Return the network that a module computes in evaluation, for samples of this shape.
 
-    Raises ExportError that names the layer which the direct route does not cover.
+    Raises UncoveredError that names the layer which the direct route does not cover, ExportError
+    for values that are not finite.
     """
     if len(input_shape) not in (1, 3):
-        raise ExportError(
+        raise UncoveredError(
             f"a sample of shape {input_shape} is no vector and no image; only these are exported"
         )
     try:
         graph = traced.derive(model, input_shape)
     except Uncovered as reason:
-        raise ExportError(
+        raise UncoveredError(
             f"this model is not covered by direct export: {reason}; try --route litert-torch, or "
             "build it of convolutions, linear layers, BatchNorm, ReLU, pooling and additions"
         ) from None

@@ -119,8 +119,7 @@ def _of_file(
 ) -> Source:
     model = models.build(name, input_shape=input_shape, classes=classes, width=width)
     _load(model, path)
-    rng = np.random.default_rng(0)
-    samples = rng.standard_normal((RANDOM, *input_shape)).astype(np.float32)
+    samples = _random(model, (RANDOM, *input_shape))
     origin = str(path)
     return Source(name, origin, model.eval(), input_shape, samples, None, samples, real=False)
 
@@ -134,6 +133,15 @@ def _load(model: nn.Module, path: Path) -> None:
         reason = str(error).splitlines()[0][:120]
         raise ExportError(f"'{path}' is no file of weights: {reason}") from None
     models.load_state(model, {name: np.asarray(value) for name, value in state.items()})
+
+
+def _random(model: nn.Module, shape: tuple[int, ...]) -> Floats:
+    """Return random samples: tokens, which are whole numbers, for a model that embeds them."""
+    rng = np.random.default_rng(0)
+    tokens = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+    if tokens is not None:
+        return np.asarray(rng.integers(0, tokens.num_embeddings, shape))
+    return rng.standard_normal(shape).astype(np.float32)
 
 
 def _arrays(samples: Dataset) -> tuple[Floats, NDArray[np.generic]]:

@@ -132,7 +132,9 @@ def run(content: bytes, samples: Floats, track: Track = iter) -> Floats:
             image = sample.transpose(1, 2, 0) if sample.ndim == 3 else sample
             if list(given["shape"][1:]) != list(image.shape):
                 raise ExportError(f"the file takes {list(given['shape'])}, not {image.shape}")
-            interpreter.set_tensor(given["index"], np.ascontiguousarray(image)[None])
+            interpreter.set_tensor(
+                given["index"], np.ascontiguousarray(image, given["dtype"])[None]
+            )
             interpreter.invoke()
             rows.append(interpreter.get_tensor(made["index"]).reshape(-1).copy())
     return np.stack(rows)
