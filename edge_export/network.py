@@ -155,9 +155,9 @@ def of(model: nn.Module, input_shape: tuple[int, ...]) -> Network:
         graph = traced.derive(model, input_shape)
     except Uncovered as reason:
         raise UncoveredError(
-            f"this model is not covered by direct export: {reason}; try --route litert-torch, to a "
-            ".tflite file, or build it of convolutions, linear layers, BatchNorm, ReLU, pooling and "
-            "additions"
+            f"this model is not covered by direct export: {reason}; try --route litert-torch, to "
+            "a .tflite file, or build it of convolutions, linear layers, BatchNorm, ReLU, pooling "
+            "and additions"
         ) from None
     state = get_state(model)
     broken = next((name for name, value in state.items() if not np.isfinite(value).all()), None)
