@@ -42,6 +42,16 @@ NETWORKS = {
     "leaf-cnn": ("leaf-cnn", (1, 28, 28), 0.25),
     "resnet18 x0.125": ("resnet18", (3, 32, 32), 0.125),
     "mlp": ("mlp", (1, 28, 28), 1.0),
+    "mobilenet-v1 x0.375, 80": ("mobilenet-v1", (3, 80, 80), 0.375),
+    "mobilenet-v1 x0.5, 32": ("mobilenet-v1", (3, 32, 32), 0.5),
+    "mobilenet-v1 x0.75, 64": ("mobilenet-v1", (3, 64, 64), 0.75),
+    "cnn x0.5": ("cnn", (1, 28, 28), 0.5),
+    "cnn x2, 8": ("cnn", (1, 8, 8), 2.0),
+    "paper-cnn x0.5": ("paper-cnn", (1, 28, 28), 0.5),
+    "paper-cnn x2": ("paper-cnn", (3, 32, 32), 2.0),
+    "leaf-cnn x0.5": ("leaf-cnn", (1, 28, 28), 0.5),
+    "resnet18 x0.25, 16": ("resnet18", (3, 16, 16), 0.25),
+    "mlp x4": ("mlp", (1, 28, 28), 4.0),
 }
 FIRST = next(iter(NETWORKS))
 ONE_CORE = "cortex-a72"
@@ -95,7 +105,8 @@ def exports(name: str) -> Iterator[tuple[float, Storage, bytes, str, dict[str, f
             rows = xnnpack.verdicts(found, widen=widen) if storage.sparse else []
             sparse = xnnpack.sparse_layers(rows)
             kernels = costs.arithmetic(storage, sparse)
-            yield density, storage, content, kernels, costs.features(found, sparse)
+            does = costs.features(found, sparse, kernels, widen=widen)
+            yield density, storage, content, kernels, does
 
 
 def count(work: Path) -> list[Count]:

@@ -183,11 +183,19 @@ class _Writer:
         return [made, self.flat.constant(name, whole, Scale(steps.astype(np.float32), 0, 0))]
 
     def _widened(self, x: int, weight: Floats) -> tuple[int, Floats]:
-        """Give an image and the weight that reads it zero channels, up to three."""
-        more = ENTRY_CHANNELS - weight.shape[3]
-        if more <= 0:
+        """Give an image and the weight that reads it channels of zeros, up to three.
+
+        By a convolution of each pixel: an operator that pads copies them one by one.
+        """
+        channels = weight.shape[3]
+        if channels >= ENTRY_CHANNELS:
             return x, weight
-        made = self._pad(x, [(0, 0), (0, 0), (0, 0), (0, more)], "input/widened")
+        copies = np.eye(ENTRY_CHANNELS, channels, dtype=np.float32)[:, None, None]
+        inputs = [x, self.flat.constant("input/copies", np.ascontiguousarray(copies))]
+        inputs.append(self.flat.constant("input/zeros", np.zeros(ENTRY_CHANNELS, np.float32)))
+        made = self.flat.value("input/widened", (*self.flat.shape(x)[:3], ENTRY_CHANNELS))
+        self.flat.add("CONV_2D", inputs, made, padding=VALID, strideH=1, strideW=1)
+        more = ENTRY_CHANNELS - channels
         return made, np.pad(weight, [(0, 0), (0, 0), (0, 0), (0, more)])
 
     def _padded(self, x: int, layer: net.Convolution) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from fedsparse.errors import ExportError
 AUTO, SPARSE, DENSE = "auto", "sparse", "dense"
 LAYOUTS = (AUTO, SPARSE, DENSE)
 VALUES = (F32, F16, INT8, "int8-weights", "int8-dynamic", AUTO)
-EQUAL = 0.02
+EQUAL = 0.001
 """Predictions closer than this fraction count as equal; the smaller file wins."""
 
 _SPARSE_F32, _DENSE_F32 = Storage(F32, sparse=True), Storage(F32)
@@ -137,7 +137,8 @@ def _candidate(
     emitted = emit(network, storage, ranges=ranges, widen=widen, description=description)
     verdicts = tuple(_verdicts(network, storage, target, widen, emitted))
     sparse = xnnpack.sparse_layers(verdicts)
-    return Candidate(storage, emitted, verdicts, costs.predict(network, storage, sparse, target))
+    cost = costs.predict(network, storage, sparse, target, widen=widen)
+    return Candidate(storage, emitted, verdicts, cost)
 
 
 def _verdicts(
