@@ -88,14 +88,19 @@ class RunFolder:
         """The run's configuration with all defaults.
 
         Raises RunFolderError when it is broken, or is not the one that the run began with;
-        `[engine]` may change, for no result depends on it.
+        `[engine]` may change, for no result depends on it, and a key that was not there yet when
+        it began has its default.
         """
+        written = self.settings()
         try:
-            config = resolve(self.settings())
+            config = resolve(written)
         except ConfigError as error:
             raise RunFolderError(f"{self._config_file}: {error}; {_PUT_BACK}") from error
         for key, (began, now) in differences(self._mark["config"], _plain(config)).items():
-            if not key.startswith("engine."):
+            section, _, name = key.partition(".")
+            known = (self._mark["config"], written)
+            newer = not any(name in tree.get(section, {}) for tree in known)
+            if section != "engine" and not newer:
                 raise RunFolderError(
                     f"{self._config_file}: {key} is {_said(now)}, but the run began "
                     f"with {_said(began)}; {_PUT_BACK}"

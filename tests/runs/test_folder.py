@@ -133,6 +133,15 @@ def test_a_configuration_that_was_edited_is_named_by_the_key(run, old, new, said
     assert "put it back" in message(error)
 
 
+def test_a_run_from_before_a_key_was_there_has_its_default(run):
+    path = run.path / "config.toml"
+    path.write_text(path.read_text().replace("keep_norms = false\n", ""))
+    mark = json.loads((run.path / "run.json").read_text())
+    del mark["config"]["run"]["keep_norms"]
+    (run.path / "run.json").write_text(json.dumps(mark))
+    assert RunFolder.open(run.path).config == run.config
+
+
 def test_a_key_of_another_makers_strategy_may_not_vanish(tmp_path):
     section = {"name": "flwr.serverapp.strategy:FedAdam", "eta": 0.5}
     run = RunFolder.create(tmp_path / "run", resolve({"strategy": section}), command=COMMAND)
