@@ -52,7 +52,11 @@ NETWORKS = {
     "leaf-cnn x0.5": ("leaf-cnn", (1, 28, 28), 0.5),
     "resnet18 x0.25, 16": ("resnet18", (3, 16, 16), 0.25),
     "mlp x4": ("mlp", (1, 28, 28), 4.0),
+    "mobilenet-v1 x0.5, 64, block-4": ("mobilenet-v1", (3, 64, 64), 0.5),
+    "mobilenet-v1 x0.25, 80, block-4": ("mobilenet-v1", (1, 80, 80), 0.25),
 }
+"""Model, a sample's shape, width; `block-4` keeps the same of four output channels."""
+
 FIRST = next(iter(NETWORKS))
 ONE_CORE = "cortex-a72"
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
@@ -85,10 +89,11 @@ def pruned(name: str, density: float) -> Network:
         for layer in layers[1:-1]:
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 continue
-            size = layer.weight.numel()
-            kept = layer.weight.abs().flatten().topk(round(size * density)).indices
-            mask = torch.zeros(size).index_fill_(0, kept, 1.0)
-            layer.weight *= mask.reshape(layer.weight.shape)
+            block = 4 if name.endswith("block-4") else 1
+            scores = layer.weight.abs().reshape(-1, block, layer.weight[0].numel()).sum(1)
+            kept = scores.flatten().topk(round(scores.numel() * density)).indices
+            mask = torch.zeros(scores.numel()).index_fill_(0, kept, 1.0).reshape(scores.shape)
+            layer.weight *= mask.repeat_interleave(block, 0).reshape(layer.weight.shape)
     return network.of(built, shape)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_export import network as net
+from edge_export.compact import block_of
 from edge_export.network import Network
 from edge_export.storage import DYNAMIC, STATIC, Storage
 from fedsparse.errors import ExportError, did_you_mean
@@ -89,8 +90,8 @@ def features(
         if layer.name in sparse and isinstance(layer, net.Convolution):
             kept = float(np.count_nonzero(layer.weight))
             found["kept_macs"] += kept * pixels
-            found["kept_steps"] += kept * _steps(pixels)
-            found["sparse_rows"] += value.channels * _steps(pixels)
+            found["kept_steps"] += kept * _steps(pixels) / block_of(layer)
+            found["sparse_rows"] += value.channels * _steps(pixels) / block_of(layer)
             found["sparse_outputs"] += pixels * value.channels
         elif isinstance(layer, net.Convolution) and layer.depthwise:
             found["depthwise_macs"] += layer.weight.size * pixels

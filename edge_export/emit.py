@@ -397,7 +397,12 @@ def _rows_first(value: Value) -> NDArray[np.int64]:
 
 
 def _is_same(size: int, span: int, stride: int, padding: int) -> bool:
-    """Whether padding "SAME" of an axis is this padding on both of its ends."""
+    """Whether padding "SAME" of an axis is this padding on both of its ends.
+
+    Never for strides, where it may be by chance: XNNPACK keeps no chain over it.
+    """
+    if stride > 1:
+        return False
     out = -(-size // stride)
     total = max((out - 1) * stride + span - size, 0)
     reached = (size + 2 * padding - span) // stride + 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edge_export import network
-from edge_export.compact import compact
+from edge_export.compact import block_of, compact
 from tests.edge_export.networks import ZOO, lived_in, pruned, samples
 
 
@@ -19,7 +19,7 @@ def outputs(found, x):
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo_with_half_its_rows_returns_the_same_from_less(name):
     shape = ZOO[name]
-    whole = network.of(pruned(name, shape, density=1.0, rows=0.5), shape)
+    whole = network.of(pruned(name, shape, density=1.0, rows=0.4, width=0.5), shape)
     less = compact(whole)
     x = samples(shape)
     torch.testing.assert_close(outputs(less, x), outputs(whole, x), rtol=1e-4, atol=1e-4)
@@ -41,9 +41,9 @@ def test_any_mask(density, seed, name):
 
 def two_layers(**second):
     model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(4, 2, **second),
+        nn.Conv2d(16, 2, **second),
         nn.Flatten(),
         nn.LazyLinear(3),
     )
@@ -51,21 +51,35 @@ def two_layers(**second):
     return lived_in(model, 1.0, 1.0, torch.Generator().manual_seed(0))
 
 
-def test_a_channel_that_nothing_reads_goes():
+@pytest.mark.parametrize(("gone", "left"), [(8, 8), (9, 8), (12, 8), (3, 16), (7, 16)])
+def test_channels_that_nothing_reads_go_down_to_a_multiple_of_eight(gone, left):
     model = two_layers(kernel_size=1)
     with torch.no_grad():
-        model[2].weight[:, 1] = 0
+        model[2].weight[:, 1 : 1 + gone] = 0
     found = compact(network.of(model, (1, 6, 6)))
-    assert len(found.layers[0].weight) == 3
-    np.testing.assert_array_equal(found.layers[0].weight[1], model[0].weight[2].detach())
+    assert len(found.layers[0].weight) == left
+    np.testing.assert_array_equal(found.layers[0].weight[-1], model[0].weight[15].detach())
 
 
-@pytest.mark.parametrize(("bias", "left"), [(1.0, 4), (-1.0, 3)])
+def test_blocks_of_output_channels_stay_together():
+    model = two_layers(kernel_size=1)
+    with torch.no_grad():
+        model[0].weight[:8, :, 0] = 0  # the same of each four, so that kernels compute them at once
+        model[2].weight[:, 1:5] = 0
+        model[2].weight[:, 8:12] = 0
+    whole = network.of(model, (1, 6, 6))
+    less = compact(whole)
+    assert block_of(whole.layers[0]) == block_of(less.layers[0]) == 4
+    np.testing.assert_array_equal(less.layers[0].weight[8:], whole.layers[0].weight[12:])
+    assert len(less.layers[0].weight) == 12
+
+
+@pytest.mark.parametrize(("bias", "left"), [(1.0, 16), (-1.0, 8)])
 def test_a_constant_goes_into_the_bias_where_no_border_differs(bias, left):
-    for second, channels in (({"kernel_size": 1}, 3), ({"kernel_size": 3, "padding": 1}, left)):
+    for second, channels in (({"kernel_size": 1}, 8), ({"kernel_size": 3, "padding": 1}, left)):
         model = two_layers(**second)
         with torch.no_grad():
-            model[0].weight[1], model[0].bias[1] = 0, bias
+            model[0].weight[1:9], model[0].bias[1:9] = 0, bias
         whole = network.of(model, (1, 6, 6))
         less = compact(whole)
         assert len(less.layers[0].weight) == channels
@@ -78,7 +92,7 @@ def test_a_network_without_zeros_is_returned_as_it_is():
     assert compact(found) is found
 
 
-def test_a_network_of_zeros_keeps_a_channel_a_layer():
+def test_a_network_of_zeros_keeps_a_block_a_layer():
     model = pruned("cnn", (1, 28, 28))
     with torch.no_grad():
         for layer in model.modules():
@@ -86,6 +100,6 @@ def test_a_network_of_zeros_keeps_a_channel_a_layer():
                 layer.weight.zero_()
     whole = network.of(model, (1, 28, 28))
     less = compact(whole)
-    assert [len(layer.weight) for layer in less.weighted()] == [1, 1, 1, 10]
+    assert [len(layer.weight) for layer in less.weighted()] == [4, 4, 4, 10]
     x = samples((1, 28, 28))
     torch.testing.assert_close(outputs(less, x), outputs(whole, x))

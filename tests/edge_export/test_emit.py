@@ -10,7 +10,8 @@ from torch import nn
 from edge_export import network, sparse
 from edge_export.emit import emit
 from edge_export.export import calibrated
-from edge_export.reading import sparse_tensors
+from edge_export.reading import parsed, sparse_tensors
+from edge_export.schema import schema
 from edge_export.storage import DYNAMIC, F16, INT8, STATIC, Storage, quantized
 from edge_export.verify import run, tolerance_of, verify
 from fedsparse.errors import ExportError, VerificationError
@@ -146,6 +147,17 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("storage", [STORAGES[0], STORAGES[1], STORAGES[-1]], ids=lambda s: s.name)
 def test_additions(storage):
     check(Residual(), (2, 5, 5), storage)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_strides_are_padded_by_an_operator_of_its_own(size):
+    """XNNPACK computes no chain sparsely over padding "SAME" of stride 2, which 7 would allow."""
+    layers = (nn.Conv2d(2, 2, 3, 2, 1), nn.Flatten(), nn.LazyLinear(3))
+    model = nn.Sequential(*layers)
+    model(torch.zeros(1, 2, size, size))
+    content = emit(network.of(model.eval(), (2, size, size)), Storage()).content
+    codes = [code.builtinCode for code in parsed(content, "file").operatorCodes]
+    assert schema().BuiltinOperator.PAD in codes
 
 
 def test_a_grey_entry_can_be_given_two_channels_of_zeros():
