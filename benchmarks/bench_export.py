@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 from benchmarks import machine
-from edge_export import costs, emit, export, network, source
+from edge_export import costs, emit, export, network, source, xnnpack
 from edge_export.bench import arm
 from edge_export.storage import F16, INT8, Storage
 from fedsparse import models
 from fedsparse.runs.atomic import write_file
+from fedsparse.sparsity import patterns
 
 WAYS = {
     "f32 dense": ("f32", "dense"),
@@ -109,6 +110,34 @@ def large(work: Path, runtime: str) -> Iterator[Row]:
             yield counted(f"{zeros:.0%}", way.name, file, (None, None), ["cortex-a72"], runtime)
 
 
+def patterned(work: Path, runtime: str) -> Iterator[Row]:
+    """Yield `mobilenet-edge` at 28x28, 1x1 weights 90 % zero in each pattern, untrained."""
+    shape = (1, 28, 28)
+    for width in (0.25, 0.5):
+        for text in ("dense", "unstructured", "block-2", "block-4"):
+            model = models.build_seeded(
+                "mobilenet-edge", input_shape=shape, classes=10, width=width, seed=0
+            )
+            with torch.no_grad():
+                for layer in model.modules():
+                    if text != "dense" and isinstance(layer, nn.Conv2d) and is_pointwise(layer):
+                        scores = layer.weight.abs().numpy()
+                        kept = patterns.named(text).keep(scores, round(scores.size * 0.1))
+                        layer.weight *= torch.from_numpy(kept)
+            found = network.of(model.eval(), shape)
+            way = Storage(sparse=text != "dense")
+            widen = way.sparse and xnnpack.wants_wider_entry(found)
+            file = work / f"edge-{width:g}-{text}.tflite"
+            file.write_bytes(emit.emit(found, way, widen=widen).content)
+            name = f"width {width:g}, {text}"
+            yield counted(name, way.name, file, (None, None), ["cortex-a72"], runtime)
+
+
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is one of 1x1."""
+    return layer.kernel_size == (1, 1)
+
+
 def pruned(zeros: float) -> nn.Module:
     """Return MobileNet-v1 1.0 for 1,000 classes with this share of zeros in its 1x1 weights."""
     model = models.build_seeded("mobilenet-v1", input_shape=LARGE, classes=1000, width=1.0, seed=0)
@@ -168,12 +197,16 @@ def main() -> None:
     big = [] if given.skip_large else list(large(given.work, given.runtime))
     if big:
         print(f"\n{table(big)}")
+    edge = [] if given.skip_large else list(patterned(given.work, given.runtime))
+    for first in range(0, len(edge), 4):
+        print(f"\n{table(edge[first : first + 4])}")
     if given.json:
         result = {
             "machine": machine.describe(),
             "runtime": given.runtime,
             "trained": [asdict(row) for row in small],
             "large": [asdict(row) for row in big],
+            "patterns": [asdict(row) for row in edge],
         }
         write_file(given.json, (json.dumps(result, indent=1) + "\n").encode())
 
