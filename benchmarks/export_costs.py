@@ -244,10 +244,10 @@ def main() -> None:
     if given.json:
         result = {
             "machine": machine.describe(),
-            "counts": [asdict(row) for row in counts],
+            "counts": [{k: v for k, v in asdict(row).items() if k != "does"} for row in counts],
             "choices": [asdict(case) for case in cases],
         }
-        write_file(given.json, (json.dumps(result, indent=1) + "\n").encode())
+        write_file(given.json, (json.dumps(result) + "\n").encode())
 
 
 if __name__ == "__main__":
