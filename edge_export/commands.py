@@ -230,9 +230,12 @@ def _computed(exported: "Exported") -> str:
     if target == "x86":
         return "densely: on x86 XNNPACK has no sparse path that it takes"
     text = f"{sparse} of {len(verdicts)} layers sparsely on {target}"
-    if gain is not None:
-        text += f"; predicted {gain:.2f}x fewer instructions than dense f32"
-    return text
+    if gain is None:
+        return text
+    if abs(gain - 1) < 0.005:
+        return f"{text}; as many instructions as dense f32 predicted"
+    change = f"{gain:.2f}x fewer" if gain > 1 else f"{1 / gain:.2f}x more"
+    return f"{text}; predicted {change} instructions than dense f32"
 
 
 def _reasons(verdicts: "Sequence[Verdict]") -> dict[str, list[str]]:

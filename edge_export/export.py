@@ -19,7 +19,7 @@ from edge_export.formats import TFLITE, Format
 from edge_export.network import Network
 from edge_export.plan import AUTO, Candidate, Plan, plan
 from edge_export.source import Source
-from edge_export.sparse import Csr
+from edge_export.sparse import same
 from edge_export.storage import F32
 from edge_export.verify import Tolerance, Track, Verified
 from fedsparse.errors import ExportError, VerificationError
@@ -230,18 +230,11 @@ def _spread(available: int, wanted: int) -> Sequence[int]:
 
 
 def _check_tensors(content: bytes, candidate: Candidate, name: str) -> None:
-    """Hold what is read back from the file's sparse tensors against what was put in."""
+    """Hold what is read back from the file's sparse tensors against what was put in, bit by bit."""
     back = {tensor.name: tensor.csr for tensor in reading.sparse_tensors(content, name)}
-    kept = {stored.layer: stored for stored in candidate.emitted.stored if stored.sparse}
-    same = len(back) == len(kept) and all(
-        len(_of(back, layer).values) == stored.kept for layer, stored in kept.items()
-    )
-    if not same:
+    put = {f"{s.layer}/weight/kept": s.csr for s in candidate.emitted.stored if s.csr is not None}
+    if back.keys() != put.keys() or not all(same(back[key], put[key]) for key in put):
         raise VerificationError("the file's sparse tensors are not those that were written")
-
-
-def _of(back: dict[str, Csr], layer: str) -> Csr:
-    return back[f"{layer}/weight/kept"]
 
 
 def _write(exported: Exported) -> None:

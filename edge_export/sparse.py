@@ -66,6 +66,17 @@ def decode(csr: Csr) -> tuple[Array, NDArray[np.bool_]]:
     return dense, kept
 
 
+def same(one: Csr, other: Csr) -> bool:
+    """Whether two tensors keep the same places, with the same bits."""
+    return (
+        one.shape == other.shape
+        and one.values.dtype == other.values.dtype
+        and one.values.tobytes() == other.values.tobytes()
+        and np.array_equal(one.segments, other.segments)
+        and np.array_equal(one.indices, other.indices)
+    )
+
+
 def check(csr: Csr) -> None:
     """Refuse what does not describe a tensor: raises ExportError that says what is wrong."""
     rows, columns = math.prod(csr.shape[:-1]), csr.shape[-1]

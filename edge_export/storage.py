@@ -5,7 +5,7 @@ reads is f32 again: so XNNPACK computes sparsely whatever the values are stored 
 arithmetic reads int8 as it is.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class Stored:
     sparse: bool
     nbytes: int
     dense_bytes: int
+    csr: Csr | None = field(default=None, repr=False, compare=False)
+    """What was put into the file, of one that is stored sparsely."""
 
 
 def quantized(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Scale]:
@@ -103,7 +105,8 @@ def store(
     sparse = storage.sparse and worth_it(csr, values)
     nbytes = csr.nbytes if sparse else values.nbytes
     kept = len(csr.values)
-    stored.append(Stored(layer, weight.shape, kept, sparse, nbytes, weight.nbytes))
+    held = csr if sparse else None
+    stored.append(Stored(layer, weight.shape, kept, sparse, nbytes, weight.nbytes, held))
     if sparse:
         made = flat.sparse(f"{name}/kept", csr, scale)
         unpacked = flat.value(f"{name}/densified", weight.shape, str(values.dtype), scale)
