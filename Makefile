@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fedsparse needs Python 3.11 or newer: make PYTHON=python3.11 setup" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[dev,report,data]'
+	$(PIP) -e '.[dev,report,data,onnx]'
 	touch $@
 
 check: setup

@@ -33,6 +33,7 @@ ZOO = {
     "mobilenet-v1": (3, 64, 64),
     "mobilenet-edge": (1, 28, 28),
 }
+DENSITY = 0.1
 STORAGES = (
     Storage(),
     Storage(sparse=True),
@@ -49,8 +50,9 @@ def files(folder: Path) -> dict[str, Path]:
         model = models.build_seeded(name, input_shape=shape, classes=10, width=0.25, seed=0)
         with torch.no_grad():
             for layer in model.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    layer.weight *= torch.rand(layer.weight.shape) < 0.1
+                if isinstance(layer, nn.Linear) or getattr(layer, "groups", 0) == 1:
+                    kept = torch.rand(layer.weight.shape) < DENSITY
+                    layer.weight *= kept / DENSITY**0.5  # signals keep their size
         made = network.of(model.eval(), shape)
         ranges = calibrated(made, np.random.default_rng(0).random((8, *shape), np.float32))
         for storage in STORAGES:

@@ -32,7 +32,7 @@ class _Path(click.Path):
 _path = _Path(path_type=Path)
 
 
-@click.group(short_help="Make device profiles of what devices measured.")
+@click.group(epilog=EXAMPLES, short_help="Make device profiles of what devices measured.")
 def devices() -> None:
     """Device profiles: make one of a measurement, or look at one.
 

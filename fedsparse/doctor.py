@@ -17,6 +17,7 @@ from fedsparse import __version__
 
 EVERY_RUN = "every run"
 REQUIRED = {
+    "ai-edge-litert": "fedsparse export and bench",
     "click": "the command line",
     "flwr": EVERY_RUN,
     "numpy": EVERY_RUN,
@@ -36,7 +37,10 @@ OPTIONAL = {
         "tensorboard": "TensorBoard events",
     },
     "data": {"flwr-datasets": "data set huggingface", "pillow": "data set image-folder"},
-    "export": {"ai-edge-litert": "model files for LiteRT"},
+    "export": {"litert-torch": "fedsparse export --route litert-torch"},
+    "onnx": {"onnx": "export to .onnx", "onnxruntime": "export to .onnx, and its bench"},
+    "executorch": {"executorch": "export to .pte"},
+    "micro": {"tflite-micro": "the arena's size in an exported .h"},
     "deploy": {"cryptography": "deployments with TLS"},
     "tune": {"optuna": "fedsparse tune"},
 }

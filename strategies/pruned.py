@@ -28,7 +28,10 @@ class PrunedSettings(StrategySettings):
     """Keys of `[strategy]` that say what is pruned, and how."""
 
     pattern: str = Field(
-        default="unstructured", description=f"{', '.join(patterns.EXAMPLES)}, with other numbers"
+        default="unstructured",
+        min_length=1,
+        max_length=40,
+        description=f"{', '.join(patterns.EXAMPLES)}, with other numbers",
     )
     layers: Literal["all", "pointwise"] = Field(
         default="all", description="what density is of; pointwise: 1x1 convolutions, others dense"
