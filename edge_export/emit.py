@@ -20,6 +20,8 @@ from fedsparse.kernels.nodes import Pair, Value
 
 ACTIVATIONS = {net.NONE: 0, net.RELU: 1, net.RELU6: 3}
 SAME, VALID = 0, 1
+MOST_FINER = 128.0
+"""How much finer than a sum's step that of a layer's outputs may be; XNNPACK takes below 256."""
 ENTRY_CHANNELS = 3
 """Channels that XNNPACK's first convolution of a sparse chain must have."""
 Range = tuple[float, float]
@@ -178,9 +180,16 @@ class _Writer:
             return [made, self.flat.constant(name, layer.bias + 0.0)]
         steps = np.asarray(self.flat.tensors[made].quantization.scale, np.float64)
         steps = steps * float(scale.scale[0])
+        self._hold_step(layer.output, float(steps.max()) / MOST_FINER)
         limit = np.iinfo(np.int32)
         whole = np.rint(layer.bias / steps).clip(limit.min, limit.max).astype(np.int32)
         return [made, self.flat.constant(name, whole, Scale(steps.astype(np.float32), 0, 0))]
+
+    def _hold_step(self, value: int, least: float) -> None:
+        """Make a value's step at least so large: kernels refuse one far finer than their sums'."""
+        scale = self.scales[value]
+        if scale is not None and scale.scale[0] < least:
+            self.scales[value] = Scale(np.array([least], np.float32), scale.zero)
 
     def _widened(self, x: int, weight: Floats) -> tuple[int, Floats]:
         """Give an image and the weight that reads it channels of zeros, up to three.

@@ -168,6 +168,14 @@ def test_a_grey_entry_can_be_given_two_channels_of_zeros():
     np.testing.assert_allclose(plain, wide, rtol=1e-5, atol=1e-6)
 
 
+def test_outputs_of_next_to_no_range_in_int8():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(50, 3))
+    found = network.of(lived_in(model, 1.0, 1.0, torch.Generator()), (2, 5, 5))
+    ranges = calibrated(found, samples((2, 5, 5)))
+    ranges[1] = (0.0, 1e-9)
+    run(emit(found, Storage(INT8, STATIC), ranges=ranges).content, samples((2, 5, 5)))
+
+
 def test_static_int8_needs_ranges():
     found = network.of(pruned("mlp", (1, 8, 8)), (1, 8, 8))
     with pytest.raises(ExportError, match="calibrate"):
