@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from simulations.commands import path_type
+
 if TYPE_CHECKING:
     from edge_export.export import Exported
     from edge_export.plan import Plan
@@ -34,17 +36,10 @@ Exit code 3: the file does not compute what the model computes; nothing is left 
 """
 
 
-class _Path(click.Path):
-    name = "path"
-
-
-_path = _Path(path_type=Path)
-
-
 @click.command(epilog=EXAMPLES, short_help="Export a model as a sparse or quantized file.")
-@click.argument("source", metavar="RUN|FILE.safetensors", type=_path)
+@click.argument("source", metavar="RUN|FILE.safetensors", type=path_type)
 @click.option(
-    "--out", type=_path, metavar="FILE", help="The file to write: .tflite, .onnx, .pte or .h."
+    "--out", type=path_type, metavar="FILE", help="The file to write: .tflite, .onnx, .pte or .h."
 )
 @click.option(
     "--values",

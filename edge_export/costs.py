@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from edge_export import network as net
+from edge_export.bench import arm_root
 from edge_export.compact import block_of
 from edge_export.network import Network
 from edge_export.storage import DYNAMIC, STATIC, Storage
 from fedsparse.errors import ExportError, did_you_mean
 from fedsparse.kernels.nodes import Value
 
-CORES = ("cortex-a53", "cortex-a72", "cortex-a76")
+CORES = tuple(arm_root.CORES)
 X86 = "x86"
 TARGETS = (*CORES, X86)
 FACTORS = Path(__file__).with_name("costs.json")
@@ -89,9 +90,10 @@ def features(
         pixels = value.height * value.width
         if layer.name in sparse and isinstance(layer, net.Convolution):
             kept = float(np.count_nonzero(layer.weight))
+            steps = _steps(pixels) / block_of(layer)
             found["kept_macs"] += kept * pixels
-            found["kept_steps"] += kept * _steps(pixels) / block_of(layer)
-            found["sparse_rows"] += value.channels * _steps(pixels) / block_of(layer)
+            found["kept_steps"] += kept * steps
+            found["sparse_rows"] += value.channels * steps
             found["sparse_outputs"] += pixels * value.channels
         elif isinstance(layer, net.Convolution) and layer.depthwise:
             found["depthwise_macs"] += layer.weight.size * pixels

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simulations.commands import path_type
+
 if TYPE_CHECKING:
     from edge_export.device_json import DeviceFile
     from fedsparse.devices.profile import Profile
@@ -25,13 +27,6 @@ Examples:
 """
 
 
-class _Path(click.Path):
-    name = "path"
-
-
-_path = _Path(path_type=Path)
-
-
 @click.group(epilog=EXAMPLES, short_help="Make device profiles of what devices measured.")
 def devices() -> None:
     """Device profiles: make one of a measurement, or look at one.
@@ -41,9 +36,9 @@ def devices() -> None:
 
 
 @devices.command("import", epilog=EXAMPLES, short_help="Make a profile of a device.json.")
-@click.argument("source", metavar="[device.json]", type=_path, required=False)
+@click.argument("source", metavar="[device.json]", type=path_type, required=False)
 @click.option(
-    "--out", type=_path, metavar="FILE.toml", help="The profile to write; beside it if unset."
+    "--out", type=path_type, metavar="FILE.toml", help="The profile to write; beside it if unset."
 )
 @click.option(
     "--based-on",
@@ -55,13 +50,15 @@ def devices() -> None:
 @click.option("--name", metavar="NAME", help="The profile's name; the device's if unset.")
 @click.option(
     "--files",
-    type=_path,
+    type=path_type,
     multiple=True,
     metavar="PATH",
     help="Measured files, or their folder; may be given again.",
 )
-@click.option("--benchmark-log", type=_path, metavar="LOG", help="What benchmark_model printed.")
-@click.option("--save-json", type=_path, metavar="FILE", help="The log as a device.json, too.")
+@click.option(
+    "--benchmark-log", type=path_type, metavar="LOG", help="What benchmark_model printed."
+)
+@click.option("--save-json", type=path_type, metavar="FILE", help="The log as a device.json, too.")
 @click.option(
     "--clock", type=float, metavar="HZ", help="The core's clock, of counted instructions."
 )

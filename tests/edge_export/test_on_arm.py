@@ -6,26 +6,16 @@ import torch
 from torch import nn
 
 from edge_export import network, xnnpack
-from edge_export.bench import arm, arm_root, plugin
+from edge_export.bench import arm
 from edge_export.bench.worker import random_input
 from edge_export.emit import emit
 from edge_export.export import calibrated
 from edge_export.storage import INT8, STATIC, Storage
 from edge_export.verify import run
-from fedsparse.errors import BenchError
+from tests.edge_export.emulated import emulated
 from tests.edge_export.networks import lived_in, samples
 
-
-def missing():
-    try:
-        plugin.compiled(plugin.emulator())
-        arm_root.find(None)
-    except BenchError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = emulated
 
 SHAPE = (1, 16, 16)
 SPARSE, INTEGER = Storage(sparse=True), Storage(INT8, STATIC)

@@ -10,18 +10,7 @@ import pytest
 from edge_export.bench import arm, arm_root, local, plugin
 from fedsparse.errors import BenchError, UnknownNameError
 from tests.edge_export.bench import tiny_files
-
-
-def missing():
-    try:
-        plugin.compiled(plugin.emulator())
-        arm_root.find(None)
-    except BenchError as error:
-        return str(error)
-    return ""
-
-
-emulated = pytest.mark.skipif(bool(missing()), reason=missing())
+from tests.edge_export.emulated import emulated
 
 
 @pytest.fixture
