@@ -19,8 +19,13 @@ ALIGNMENT = 16
 @cache
 def schema() -> Any:
     """Return the module of the schema; raises ExportError where there is none."""
+    return litert("schema_py_generated")
+
+
+def litert(module: str) -> Any:
+    """Return a module of ai-edge-litert; raises ExportError where that is not installed."""
     try:
-        return importlib.import_module("ai_edge_litert.schema_py_generated")
+        return importlib.import_module(f"ai_edge_litert.{module}")
     except ImportError:
         raise ExportError(
             "the export to .tflite needs ai-edge-litert: pip install ai-edge-litert"

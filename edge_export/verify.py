@@ -1,6 +1,5 @@
 """A written file beside the model it was made of: the same numbers, within a stated tolerance."""
 
-import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edge_export.schema import litert
 from edge_export.storage import DYNAMIC, F16, F32, STATIC, Storage
 from fedsparse.errors import ExportError, VerificationError
 
@@ -142,12 +142,7 @@ def run(content: bytes, samples: Floats, track: Track = iter) -> Floats:
 
 @contextmanager
 def _interpreter(content: bytes) -> Iterator[Any]:
-    try:
-        module = importlib.import_module("ai_edge_litert.interpreter")
-    except ImportError:
-        raise ExportError(
-            "the export to .tflite needs ai-edge-litert: pip install ai-edge-litert"
-        ) from None
+    module = litert("interpreter")
     try:
         with silent():
             interpreter = module.Interpreter(model_content=content, num_threads=1)
