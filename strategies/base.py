@@ -30,13 +30,14 @@ from strategies.addressing import (
     tested_by,
 )
 from strategies.asking import asked
+from strategies.combining import Before, exact_mean, rule_of
 from strategies.held import HeldMasks
 from strategies.refusals import check_fit, check_plain, check_target
 from strategies.replies import Answer as Answer
 from strategies.replies import Reader
 from strategies.replies import Reply as Reply
 from strategies.seats import FULL, Demands, Kept, KeptOf, Seat, erk_counts, submask
-from strategies.sums import Tally, adds_up, mean_of
+from strategies.sums import Tally, adds_up
 from strategies.sums import weighted_mean as weighted_mean
 from strategies.task import Task
 
@@ -74,6 +75,8 @@ class SparseStrategy(Strategy):
         self.directory: Directory | None = None
         self.failures: dict[int, str] = {}
         self.held = HeldMasks()
+        self.rule = rule_of(task)
+        self.round_number = 0
         self.seats: dict[int, Seat] = {}
         self.tally: Tally | None = None
         """Sums of the round's models, where nothing more than their mean is wanted."""
@@ -146,7 +149,7 @@ class SparseStrategy(Strategy):
         """
         own, base = type(self), SparseStrategy
         usual = own.mean is base.mean and own.read_replies is base.read_replies
-        return usual and getattr(own.aggregate, "adds_up", False)
+        return self.rule is None and usual and getattr(own.aggregate, "adds_up", False)
 
     # -- state of a run ---------------------------------------------------------------
 
@@ -216,6 +219,7 @@ class SparseStrategy(Strategy):
         Raises TooFewRepliesError when fewer than `fleet.min_replies` of the cohort are
         left; the model and the mask are then as before.
         """
+        self.round_number = server_round
         good = self.read_replies(replies) if not self.adds_up else self.add_replies(replies)
         wanted = round_size(self.task.config.fleet)
         wanted = min(wanted, len(self.seats) or wanted)
@@ -243,15 +247,7 @@ class SparseStrategy(Strategy):
         good = self._trusted(
             replies, lambda _, message: metrics.read(message, "examples", "loss", "accuracy")
         )
-        if not good:
-            return None
-        samples = [told["examples"] for told in good]
-        return MetricRecord(
-            {
-                key: metrics.average([told[key] for told in good], samples)
-                for key in ("accuracy", "loss")
-            }
-        )
+        return metrics.over_clients(good) if good else None
 
     def summary(self) -> None:
         """Log the settings, as Flower's strategies do."""
@@ -320,7 +316,8 @@ class SparseStrategy(Strategy):
         if self.tally is not None:
             mean = self.tally.mean(self.shared, self.mask)
         else:
-            mean = mean_of(replies, self.shared, self.mask)
+            before = Before(self.round_number, self.shared, self.mask)
+            mean = (self.rule or exact_mean)(replies, before)
         return {**self.state, **mean} if self.part else mean
 
     def note_held(self, good: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ A strategy of ours leaves out a reply with one wrong figure (`read`). Strategies
 makers judge for themselves; of their replies the run folder gets what fits (`fitting`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +105,14 @@ def average(values: Sequence[float], weights: Sequence[int]) -> float:
     """Return sum_k p_k v_k with p_k = w_k / sum w; finite values have a finite mean."""
     total = sum(weights)
     return sum(value * (weight / total) for value, weight in zip(values, weights, strict=True))
+
+
+def over_clients(told: Sequence[Mapping[str, Any]]) -> MetricRecord:
+    """Return the accuracy and the loss over some clients, weighted by their samples."""
+    samples = [one["examples"] for one in told]
+    return MetricRecord(
+        {k: average([one[k] for one in told], samples) for k in ("accuracy", "loss")}
+    )
 
 
 def _named(value: Any) -> str:
