@@ -32,8 +32,12 @@ The suffix of --out is the format: .tflite (LiteRT), .onnx (onnxruntime), .pte (
 \b
 Values: f32; f16; int8 (sparse: stored as int8, computed in f32; dense: int8 throughout, calibrated
 on the run's data); int8-weights; int8-dynamic; auto (whatever is cheapest and verified).
-Exit code 3: the file does not compute what the model computes; nothing is left under its name.
+Exit code 3: the file does not compute what the model computes; it is not written, and a file of
+its name stays as it was. One that is verified takes the place of a file of its name.
 """
+
+LOOSE = 0.5
+"""How far outputs may be from the model's where --accuracy-loss says what may be lost instead."""
 
 
 @click.command(epilog=EXAMPLES, short_help="Export a model as a sparse or quantized file.")
@@ -118,8 +122,6 @@ def export(
     is smaller, and the written file is loaded and compared with the model on test data before it
     gets its name. FILE.json beside it says what was found.
     """
-    from dataclasses import replace
-
     from edge_export import costs, formats, verify
     from edge_export import export as work
     from edge_export import source as sources
@@ -134,6 +136,11 @@ def export(
     formats.check(kind, values, layout)
     work.check_route(route, kind)
     shape = None if input_shape is None else _numbers(input_shape)
+    if source.is_dir() and (model or shape or classes or width != 1.0):
+        raise click.UsageError(
+            "--model, --input-shape, --classes and --width say what a file outside of a run is; "
+            "leave them out"
+        )
     found = sources.of(
         source, client=client, model=model, input_shape=shape, classes=classes, width=width
     )
@@ -145,9 +152,12 @@ def export(
         return
     tolerance = None
     if accuracy_loss is not None:
-        from edge_export.storage import Storage
-
-        tolerance = replace(verify.tolerance_of(Storage()), difference=1.0, accuracy=accuracy_loss)
+        if found.labels is None:
+            raise click.UsageError(
+                "--accuracy-loss: there are no labelled samples to tell an accuracy by; leave it "
+                "out, or export a run"
+            )
+        tolerance = verify.Tolerance(LOOSE, accuracy_loss)
     exported = work.export(
         found,
         out,
@@ -203,6 +213,8 @@ def _show(exported: "Exported") -> None:
     click.echo(f"  computed     {_computed(exported)}")
     click.echo(f"  sparsity     {row['sparsity']}")
     known = "test samples" if row["real_samples"] else "random samples, there is no data"
+    if not row["real_samples"] and row["storage"] == "int8 static":
+        known += ", nor any for the ranges of int8; better export a run"
     click.echo(
         f"  verified     {row['samples']:,} {known}: largest difference "
         f"{row['relative_difference']:.2g} of the largest output"

@@ -21,6 +21,9 @@ from fedsparse.kernels.nodes import Pair, Value
 ACTIVATIONS = {net.NONE: 0, net.RELU: 1, net.RELU6: 3}
 SAME, VALID = 0, 1
 MOST_FINER = 128.0
+LARGEST_BIAS = 2.0**30
+NO_RANGE = 2.0**-10
+"""The step of a value that is always zero: fine, as steps of its readers' biases come from it."""
 """How much finer than a sum's step that of a layer's outputs may be; XNNPACK takes below 256."""
 ENTRY_CHANNELS = 3
 """Channels that XNNPACK's first convolution of a sparse chain must have."""
@@ -174,15 +177,17 @@ class _Writer:
         self, layer: net.Convolution | net.Linear, weight: Floats, axis: int, scale: Scale | None
     ) -> list[int]:
         """Add a layer's weight and bias; return their tensors."""
-        made = store(self.flat, layer.name, weight, axis, self.storage, self.stored)
+        least = None
+        if scale is not None:  # a channel of next to no weights leaves its bias room in 32 bits
+            least = np.abs(layer.bias.astype(np.float64)) / (LARGEST_BIAS * float(scale.scale[0]))
+        made = store(self.flat, layer.name, weight, axis, self.storage, self.stored, least)
         name = f"{layer.name}/bias"
         if scale is None:
             return [made, self.flat.constant(name, layer.bias + 0.0)]
         steps = np.asarray(self.flat.tensors[made].quantization.scale, np.float64)
         steps = steps * float(scale.scale[0])
         self._hold_step(layer.output, float(steps.max()) / MOST_FINER)
-        limit = np.iinfo(np.int32)
-        whole = np.rint(layer.bias / steps).clip(limit.min, limit.max).astype(np.int32)
+        whole = np.rint(layer.bias / steps).astype(np.int32)
         return [made, self.flat.constant(name, whole, Scale(steps.astype(np.float32), 0, 0))]
 
     def _hold_step(self, value: int, least: float) -> None:
@@ -410,18 +415,15 @@ def _is_same(size: int, span: int, stride: int, padding: int) -> bool:
 
     Never for strides, where it may be by chance: XNNPACK keeps no chain over it.
     """
-    if stride > 1:
-        return False
-    out = -(-size // stride)
-    total = max((out - 1) * stride + span - size, 0)
-    reached = (size + 2 * padding - span) // stride + 1
-    return reached == out and total // 2 == padding
+    return stride == 1 and 2 * padding == span - 1
 
 
 def _steady(windows: Sequence[Pair], size: int) -> Pair | None:
     """Return (length, step) of windows that a pooling operator walks; None for others."""
     length = windows[0][1] - windows[0][0]
     step = windows[1][0] - windows[0][0] if len(windows) > 1 else length
+    if step < 1:
+        return None
     walked = tuple((i * step, i * step + length) for i in range((size - length) // step + 1))
     return (length, step) if walked == tuple(windows) else None
 
@@ -429,7 +431,7 @@ def _steady(windows: Sequence[Pair], size: int) -> Pair | None:
 def _scale(least: float, most: float) -> Scale:
     """Return how int8 covers a range, widened to hold 0 exactly."""
     least, most = min(least, 0.0), max(most, 0.0)
-    step = (most - least) / 255 or 1.0
+    step = (most - least) / 255 or NO_RANGE
     zero = int(np.clip(round(-128 - least / step), -128, 127))
     return Scale(np.array([step], np.float32), zero)
 

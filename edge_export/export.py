@@ -23,7 +23,7 @@ from edge_export.sparse import same
 from edge_export.storage import F32
 from edge_export.verify import Tolerance, Track, Verified
 from fedsparse.errors import ExportError, VerificationError
-from fedsparse.runs.atomic import write_file
+from fedsparse.runs.atomic import write_files
 
 SIDECAR = ".json"
 DIRECT, LITERT_TORCH = "direct", "litert-torch"
@@ -118,6 +118,12 @@ def calibrated(network: Network, samples: net.Floats) -> list[Range]:
     for first in range(0, len(samples), 128):
         values = net.run(network, samples[first : first + 128])
         ranges = [(float(value.min()), float(value.max())) for value in values]
+        for layer in network.layers:
+            if not np.isfinite(ranges[layer.output]).all():
+                raise ExportError(
+                    f"layer '{layer.name}' returns values that are not finite; train the model "
+                    "again with a smaller client.lr"
+                )
         found = (
             ranges
             if found is None
@@ -180,7 +186,7 @@ def export(
     """Write a source as a file, in the format of its name, that was compared with its model.
 
     With `layout` or `values` auto, a candidate over its tolerance gives way to the next. Raises
-    ExportError, and VerificationError when none holds: then nothing lies under `out`.
+    ExportError, and VerificationError when none holds: what lay under `out` before stays.
     """
     kind = check_place(out)
     network = prepare_for(route, source, keep_channels=keep_channels)
@@ -238,17 +244,12 @@ def _check_tensors(content: bytes, candidate: Candidate, name: str) -> None:
 
 
 def _write(exported: Exported) -> None:
-    """Write the file and its figures; both or neither."""
+    """Write the file and its figures; both or neither, and then what was there before stays."""
     out = exported.path
     sidecar = out.with_name(out.name + SIDECAR)
+    figures = (json.dumps(exported.row(), indent=2) + "\n").encode()
     try:
-        sidecar.unlink(missing_ok=True)  # never one that is of another file
-        write_file(out, exported.content)
-        try:
-            write_file(sidecar, (json.dumps(exported.row(), indent=2) + "\n").encode())
-        except BaseException:
-            out.unlink(missing_ok=True)
-            raise
+        write_files({out: exported.content, sidecar: figures})
     except OSError as error:
         raise ExportError(
             f"'{out}' cannot be written: {error.strerror or error}; free some space, check the "

@@ -163,7 +163,15 @@ def of(model: nn.Module, input_shape: tuple[int, ...]) -> Network:
     broken = next((name for name, value in state.items() if not np.isfinite(value).all()), None)
     if broken is not None:
         raise ExportError(f"'{broken}' holds values that are not finite; train the model again")
-    layers = _folded([_layer(node, state) for node in graph.nodes])
+    with np.errstate(all="ignore"):  # what comes of it is looked at below
+        layers = _folded([_layer(node, state) for node in graph.nodes])
+    for layer in layers:
+        for value in vars(layer).values():
+            if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+                raise ExportError(
+                    f"layer '{layer.name}' is not finite once its BatchNorm is folded in: a "
+                    "running variance is negative, or weights are too large; train the model again"
+                )
     return _numbered(graph, layers, input_shape)
 
 

@@ -31,7 +31,9 @@ _CHOICES: dict[str, tuple[Storage, ...]] = {
         _SPARSE_F32,
         _DENSE_F32,
         Storage(F16, sparse=True),
+        Storage(F16),
         Storage(INT8, sparse=True),
+        Storage(INT8),
         Storage(INT8, STATIC),
     ),
 }
@@ -100,11 +102,7 @@ def plan(
         except ExportError as error:
             refused = error
             continue
-        if (
-            storage.sparse
-            and layout == AUTO
-            and not any(s.sparse for s in candidate.emitted.stored)
-        ):
+        if storage.sparse and not any(s.sparse for s in candidate.emitted.stored):
             continue  # nothing to leave out
         found.append(candidate)
     if not found:

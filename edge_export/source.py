@@ -84,6 +84,10 @@ def _of_run(run: Path, weights: Path, client: int | None) -> Source:
                 f"'{run}' holds no model of client {client}; make it with "
                 f"`fedsparse personalize {run} --clients {client}`"
             )
+    elif weights == run / WEIGHTS and WEIGHTS in folder.lost():
+        raise ExportError(
+            f"'{weights}' is missing or damaged; `fedsparse resume {run}` makes it again"
+        )
     elif not weights.is_file():
         raise ExportError(
             f"'{run}' has no global model; export a client's with --client, after "
@@ -119,9 +123,10 @@ def _of_file(
 ) -> Source:
     model = models.build(name, input_shape=input_shape, classes=classes, width=width)
     _load(model, path)
-    samples = _random(model, (RANDOM, *input_shape))
+    shape = (RANDOM, *input_shape)
+    samples, others = (_random(model, shape, seed) for seed in (0, 1))
     origin = str(path)
-    return Source(name, origin, model.eval(), input_shape, samples, None, samples, real=False)
+    return Source(name, origin, model.eval(), input_shape, samples, None, others, real=False)
 
 
 def _load(model: nn.Module, path: Path) -> None:
@@ -135,9 +140,9 @@ def _load(model: nn.Module, path: Path) -> None:
     models.load_state(model, {name: np.asarray(value) for name, value in state.items()})
 
 
-def _random(model: nn.Module, shape: tuple[int, ...]) -> Floats:
+def _random(model: nn.Module, shape: tuple[int, ...], seed: int) -> Floats:
     """Return random samples: tokens, which are whole numbers, for a model that embeds them."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     tokens = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
     if tokens is not None:
         return np.asarray(rng.integers(0, tokens.num_embeddings, shape))

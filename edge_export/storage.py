@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edge_export.flat import Flat, Scale
 from edge_export.sparse import Csr, encode
+from fedsparse.errors import ExportError
 
 Floats = NDArray[np.float32]
 
@@ -54,30 +55,37 @@ class Stored:
     """What was put into the file, of one that is stored sparsely."""
 
 
-def quantized(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Scale]:
+def quantized(
+    weight: Floats, axis: int, least: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.int8], Scale]:
     """Return int8 values and a scale for each channel of `axis`; zeros stay zeros.
 
-    A channel's largest value becomes 127; a channel of zeros has scale 1.
+    A channel's largest value becomes 127, where its scale is not below `least` (channels,). One of
+    zeros has the largest scale of the others, so that it coarsens nothing; 1 if all are zero.
     """
     others = tuple(n for n in range(weight.ndim) if n != axis)
     most = np.abs(weight).max(axis=others, keepdims=True).astype(np.float64)
-    scale = np.where(most > 0, most / LARGEST, 1.0)
+    scale = np.where(most > 0, most, most.max() or LARGEST) / LARGEST
+    if least is not None:
+        scale = np.maximum(scale, least.reshape(scale.shape))
     tiny = np.finfo(np.float32).tiny
-    scale = np.maximum(scale, tiny).astype(np.float32)
-    whole = np.rint(weight / scale).clip(-LARGEST, LARGEST).astype(np.int8)
-    return whole, Scale(scale.reshape(-1), 0, axis)
+    steps: Floats = np.maximum(scale, tiny).astype(np.float32)
+    whole = np.rint(weight / steps).clip(-LARGEST, LARGEST).astype(np.int8)
+    return whole, Scale(steps.reshape(-1), 0, axis)
 
 
-def converted(weight: Floats, storage: Storage, axis: int) -> tuple[NDArray[Any], Scale | None]:
+def converted(
+    weight: Floats, storage: Storage, axis: int, least: NDArray[np.float64] | None = None
+) -> tuple[NDArray[Any], Scale | None]:
     """Return a weight's values as they are stored, and their scales if they are integers."""
     if storage.values == INT8:
-        return quantized(weight, axis)
+        return quantized(weight, axis, least)
     return weight.astype(np.float16 if storage.values == F16 else np.float32), None
 
 
 def shorter(weight: Floats, storage: Storage, axis: int) -> Storage:
     """Return f16 for int8 where a channel's scale takes more than its halved values save."""
-    if (storage.values, storage.arithmetic) != (INT8, STORED):
+    if (storage.values, storage.arithmetic) != (INT8, STORED) or _overflows(weight):
         return storage
     sizes = {}
     for values in (INT8, F16):
@@ -88,18 +96,37 @@ def shorter(weight: Floats, storage: Storage, axis: int) -> Storage:
     return replace(storage, values=min(sizes, key=lambda values: sizes[values]))
 
 
+def _overflows(weight: Floats) -> bool:
+    return bool(np.abs(weight).max(initial=0.0) > np.finfo(np.float16).max)
+
+
 def worth_it(csr: Csr, dense: NDArray[Any]) -> bool:
     """Whether leaving the zeros out takes less room than storing them."""
     return csr.nbytes < dense.nbytes
 
 
 def store(
-    flat: Flat, layer: str, weight: Floats, axis: int, storage: Storage, stored: list[Stored]
+    flat: Flat,
+    layer: str,
+    weight: Floats,
+    axis: int,
+    storage: Storage,
+    stored: list[Stored],
+    least: NDArray[np.float64] | None = None,
 ) -> int:
-    """Add a weight to the file; return the tensor that its operator reads."""
+    """Add a weight to the file; return the tensor that its operator reads.
+
+    Scales of int8 are at least `least` (channels,). Raises ExportError for weights that f16
+    cannot hold.
+    """
+    if storage.values == F16 and _overflows(weight):
+        raise ExportError(
+            f"'{layer}' has weights up to {np.abs(weight).max():.3g}, and f16 ends at 65504; "
+            "export with --values f32"
+        )
     weight = weight + 0.0  # no -0.0, which a mask cannot tell
     storage = shorter(weight, storage, axis)
-    values, scale = converted(weight, storage, axis)
+    values, scale = converted(weight, storage, axis, least)
     name = f"{layer}/weight"
     csr = encode(values)
     sparse = storage.sparse and worth_it(csr, values)

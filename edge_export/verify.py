@@ -80,6 +80,8 @@ def verify(
     if not len(samples):
         raise ExportError("there are no samples to compare the file and the model on")
     expected = outputs_of(model, samples)
+    if not np.isfinite(expected).all():
+        raise ExportError("the model's own outputs are not finite; train it again")
     found = (runtime or run)(content, samples, track)
     if found.shape != expected.shape:
         raise VerificationError(

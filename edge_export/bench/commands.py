@@ -113,14 +113,14 @@ def bench(
                 files, runtime=runtime, threads=threads, python=runtime_python, progress=progress
             )
             rows = results.of_local(measured, about)
-    if picture is not None:
-        pictures.write(picture, results.points(rows))
     if as_json:
         click.echo(json.dumps({"results": rows}))
-        return
-    results.show(rows)
+    else:
+        results.show(rows)
     if picture is not None:
-        click.echo(f"\npicture {picture}")
+        pictures.write(picture, results.points(rows))
+        if not as_json:
+            click.echo(f"\npicture {picture}")
 
 
 def _agree(

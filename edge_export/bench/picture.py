@@ -5,6 +5,7 @@ Made of what reports are made of. Sparse files are filled markers, dense ones ar
 
 import importlib.util
 import math
+import os
 import shutil
 import subprocess
 import tempfile
@@ -48,8 +49,12 @@ def check(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         hint = did_you_mean(path.suffix, SUFFIXES)
         raise BenchError(f"--picture '{path}' has suffix '{path.suffix}'{hint}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if path.is_dir():
+        raise BenchError(f"--picture '{path}' is a folder; name a file in it")
+    if not path.absolute().parent.is_dir():
         raise BenchError(f"--picture '{path}' cannot be written: its folder is missing")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise BenchError(f"--picture '{path}' cannot be written: its folder is read-only")
     if not all(map(importlib.util.find_spec, ("jinja2", "plotly"))):
         raise MissingExtraError("a picture", "report")
     if path.suffix.lower() == ".png":
@@ -60,7 +65,13 @@ def write(path: Path, points: Sequence[Point]) -> None:
     """Draw points into an .html or .png file, whole or not at all; raises as `check` does."""
     check(path)
     page = render(points).encode()
-    write_file(path, page if path.suffix.lower() == ".html" else _photographed(page))
+    content = page if path.suffix.lower() == ".html" else _photographed(page)
+    try:
+        write_file(path, content)
+    except OSError as error:
+        raise BenchError(
+            f"--picture '{path}' cannot be written: {error.strerror or error}; choose another place"
+        ) from None
 
 
 def render(points: Sequence[Point]) -> str:

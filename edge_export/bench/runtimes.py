@@ -27,7 +27,9 @@ class Runtime:
 
 
 RUNTIMES = {
-    LITERT: Runtime("ai_edge_litert", ".tflite", "pip install 'fedsparse[export]'"),
+    LITERT: Runtime(
+        "ai_edge_litert", ".tflite", "pip install numpy ai-edge-litert, for the same interpreter"
+    ),
     TFLITE: Runtime(
         "tflite_runtime",
         ".tflite",

@@ -8,7 +8,7 @@ system become RunFolderError, one line with the remedy.
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -41,18 +41,30 @@ def write_file(path: Path, content: bytes) -> None:
 
     The content is on the disk when this returns. Raises OSError.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    write_files({path: content})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files of one folder, none of them before there is room for all.
+
+    Each holds its old content or the new, never a part. Raises OSError.
+    """
+    staged = {path: path.with_name(f".{path.name}.tmp-{os.getpid()}") for path in contents}
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, temporary in staged.items():
+            with temporary.open("wb") as file:
+                file.write(contents[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
+        for temporary in staged.values():
+            with suppress(OSError):
+                temporary.unlink()
         raise
-    sync_folder(path.parent)
+    for folder in {path.parent for path in contents}:
+        sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -204,3 +204,81 @@ def test_a_file_of_another_model_does_not_pass():
     labels = np.zeros(8, np.int64)
     found = verify(content, one, samples(shape), labels, tolerance_of(Storage()))
     assert found.accuracy == found.accuracy_torch
+
+
+def small_outputs():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+    )
+    with torch.no_grad():
+        model[2].weight *= 1e-3
+        model[2].bias *= 0
+        model[2].bias[0] = 0.02
+        model[4].weight *= 10
+    return model.eval()
+
+
+def integers_differ(model, shape, x):
+    found = network.of(model, shape)
+    content = emit(found, Storage(INT8, STATIC), ranges=calibrated(found, x)).content
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x)).numpy()
+    return float(np.abs(run(content, x) - expected).max() / np.abs(expected).max())
+
+
+def test_a_dead_row_coarsens_no_other_in_integers():
+    model, x = small_outputs(), 10 * samples((1, 8, 8), 32)
+    assert integers_differ(model, (1, 8, 8), x) < 0.02
+    with torch.no_grad():
+        model[2].weight[0] = 0
+    assert integers_differ(model, (1, 8, 8), x) < 0.02
+
+
+def test_a_value_that_is_always_zero_leaves_the_next_layers_bias_whole():
+    model, x = small_outputs(), samples((1, 8, 8), 32)
+    with torch.no_grad():
+        model[0].weight *= 0
+        model[0].bias.fill_(-1)
+    assert integers_differ(model, (1, 8, 8), x) < 0.02
+
+
+@pytest.mark.parametrize("gamma", [1e-4, 1e-5, 1e-8, 1e-20])
+def test_channels_of_next_to_no_weights_keep_their_bias_in_integers(gamma):
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(16)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(576, 3))
+    with torch.no_grad():
+        norm.weight[8:] = gamma
+        norm.bias.uniform_(0.5, 1.5)
+    assert integers_differ(model.eval(), (1, 8, 8), samples((1, 8, 8), 32)) < 0.05
+
+
+def test_what_is_not_finite_is_named():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    model[1].running_var.fill_(-1.0)
+    with pytest.raises(ExportError, match="layer '0' is not finite once its BatchNorm"):
+        network.of(model.eval(), (1, 8, 8))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    with torch.no_grad():
+        model[0].weight.fill_(3e38)
+    found = network.of(model.eval(), (1, 8, 8))
+    with pytest.raises(ExportError, match=r"layer '.*' returns values that are not finite"):
+        calibrated(found, samples((1, 8, 8)))
+
+
+def test_weights_beyond_f16_are_refused_as_f16_and_kept_by_int8():
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten())
+    model = nn.Sequential(*model, nn.Linear(144, 3)).eval()
+    with torch.no_grad():
+        model[1].weight[0] *= 1e6
+    found, x = network.of(model, (2, 8, 8)), samples((2, 8, 8))
+    with pytest.raises(ExportError, match="f16 ends at 65504"):
+        emit(found, Storage(F16))
+    content = emit(found, Storage(INT8)).content
+    verify(content, model, x, None, tolerance_of(Storage(INT8)))
+
+
+def test_windows_that_all_begin_at_one_place():
+    model = nn.Sequential(nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten(), nn.Linear(12, 3))
+    check(model, (2, 1, 1), Storage())

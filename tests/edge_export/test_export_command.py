@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from edge_export import export as exporting
-from edge_export import verify
+from edge_export import reading, verify
 from fedsparse.errors import VerificationError
 from tests import tiny_runs
 from tests.command_line import invoke
@@ -94,20 +96,78 @@ def test_auto_takes_the_next_when_one_does_not_hold(folder, tmp_path, monkeypatc
     assert (tmp_path / "m.tflite").read_bytes() == seen[1] != seen[0]
 
 
-@pytest.mark.parametrize("last", [".tflite", ".json"])
-def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch, last):
-    plain = exporting.write_file
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_full_disk_leaves_what_was_there(folder, tmp_path, monkeypatch, last):
+    plain, seen = os.fsync, []
 
-    def full(path, content):
-        if path.suffix == last:
-            raise OSError(28, "No space left on device", str(path))
-        plain(path, content)
+    def full(descriptor):
+        seen.append(descriptor)
+        if len(seen) == last:
+            raise OSError(28, "No space left on device")
+        plain(descriptor)
 
-    monkeypatch.setattr(exporting, "write_file", full)
+    for name in ("m.tflite", "m.tflite.json"):
+        (tmp_path / name).write_bytes(b"before")
+    monkeypatch.setattr(os, "fsync", full)
     result = invoke("export", str(folder), "--out", str(tmp_path / "m.tflite"))
     assert result.exit_code == 2
     assert "No space left on device; free some space" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+        "m.tflite": b"before",
+        "m.tflite.json": b"before",
+    }
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_loss_of_accuracy_allows_no_file_of_zeros(folder, tmp_path, monkeypatch, labelled):
+    zeros = lambda content, samples, track: np.zeros((len(samples), 10), np.float32)
+    monkeypatch.setattr(verify, "run", zeros)
+    what = [str(folder)]
+    if not labelled:
+        shutil.copy(folder / "model.safetensors", tmp_path / "w.safetensors")
+        what = [str(tmp_path / "w.safetensors"), "--model", "cnn", "--input-shape", "1,8,8"]
+        what += ["--classes", "10", "--width", "0.5"]
+    out = tmp_path / "m.tflite"
+    result = invoke("export", *what, "--out", str(out), "--accuracy-loss", "1.0")
+    assert result.exit_code == (3 if labelled else 2)
+    assert ("differ from the model's" if labelled else "no labelled samples") in result.stderr
+    assert not out.exists()
+
+
+def test_answers_that_are_lost_refuse_a_file_whose_outputs_are_near(folder, tmp_path, monkeypatch):
+    plain = verify.run
+
+    def wrong_by_little(content, samples, track):
+        found = plain(content, samples, track)
+        best = found.argmax(1)
+        found[np.arange(len(found)), best] = found.min(1) - 1e-3
+        return found
+
+    monkeypatch.setattr(verify, "run", wrong_by_little)
+    near = verify.Tolerance(10.0, 0.01)
+    monkeypatch.setattr(verify, "tolerance_of", lambda storage: near)
+    result = invoke("export", str(folder), "--out", str(tmp_path / "m.tflite"))
+    assert result.exit_code == 3
+    assert "accuracy falls from" in result.stderr
+
+
+def test_a_sparse_tensor_that_is_read_back_otherwise_refuses_the_file(
+    folder, tmp_path, monkeypatch
+):
+    plain = reading.sparse_tensors
+
+    def changed(content, name):
+        first, *others = plain(content, name)
+        values = first.csr.values.copy()
+        values[0] += 1
+        return [replace(first, csr=replace(first.csr, values=values)), *others]
+
+    monkeypatch.setattr(reading, "sparse_tensors", changed)
+    out = tmp_path / "m.tflite"
+    result = invoke("export", str(folder), "--out", str(out), "--layout", "sparse")
+    assert result.exit_code == 3
+    assert "not those that were written" in result.stderr
+    assert not out.exists()
 
 
 MISTAKES = {
@@ -140,6 +200,7 @@ MISTAKES = {
     ),
     "holds no model of client 2": ("RUN", "--out", "m.tflite", "--client", "2"),
     "lies in no run folder": ("w.safetensors", "--out", "m.tflite"),
+    "say what a file outside of a run is": ("RUN", "--out", "m.tflite", "--width", "2"),
     "is no file of weights": ("cut.safetensors", "--out", "m.tflite", *("--model", "cnn")),
 }
 
@@ -167,7 +228,7 @@ def test_a_run_without_its_model_is_refused(folder, tmp_path):
     (copy / "model.safetensors").unlink()
     result = invoke("export", str(copy), "--out", str(tmp_path / "m.tflite"))
     assert result.exit_code == 2
-    assert "has no global model" in result.stderr
+    assert "makes it again" in result.stderr
 
 
 def test_weights_that_are_not_numbers_are_refused(folder, tmp_path):

@@ -37,7 +37,7 @@ def made(found, ranges, values=AUTO, layout=AUTO, target="cortex-a72"):
     [
         ({"f32": 3, "sparse": 2, "static": 1}, "int8 static"),
         ({"f32": 3, "sparse": 1, "static": 2}, "f16 sparse"),  # the smallest that runs sparsely
-        ({"f32": 1, "sparse": 2, "static": 3}, "f32 dense"),
+        ({"f32": 1, "sparse": 2, "static": 3}, "int8 dense"),
     ],
 )
 def test_auto_takes_the_cheapest_and_of_equals_the_smallest(
