@@ -11,6 +11,7 @@ from simulations.commands import path_type
 
 if TYPE_CHECKING:
     from edge_export.export import Exported
+    from edge_export.formats import Format
     from edge_export.plan import Plan
     from edge_export.xnnpack import Verdict
 
@@ -148,7 +149,7 @@ def export(
         network = work.prepare_for(route, found, keep_channels=keep_channels)
         names = {"values": values, "layout": layout, "target": target}
         plan = work.planned(found, network, **names, kind=kind, route=route)
-        _explain(plan, as_json)
+        _explain(plan, kind, as_json)
         return
     tolerance = None
     if accuracy_loss is not None:
@@ -216,7 +217,7 @@ def _show(exported: "Exported") -> None:
     if not row["real_samples"] and row["storage"] == "int8 static":
         known += ", nor any for the ranges of int8; better export a run"
     click.echo(
-        f"  verified     {row['samples']:,} {known}: largest difference "
+        f"  verified     {row['samples']:,} {known}, by {row['verified_by']}: largest difference "
         f"{row['relative_difference']:.2g} of the largest output"
     )
     if row["accuracy"] is not None:
@@ -254,7 +255,7 @@ def _reasons(verdicts: "Sequence[Verdict]") -> dict[str, list[str]]:
     return found
 
 
-def _explain(plan: "Plan", as_json: bool) -> None:
+def _explain(plan: "Plan", kind: "Format", as_json: bool) -> None:
     from simulations.sweep_commands import show_table
 
     best = plan.best
@@ -316,4 +317,5 @@ def _explain(plan: "Plan", as_json: bool) -> None:
             for option in options
         ],
     )
-    click.echo(f"\n* is what auto takes for {plan.target}; nothing was written")
+    core = f" for {plan.target}" if kind.plans else ""
+    click.echo(f"\n* is what would be written{core}; nothing was written")

@@ -46,14 +46,22 @@ class Exported:
 
     def sparsity(self) -> str:
         """Return in a sentence what of the sparsity survives in the file."""
+        cut = "channels that pruning cut off are removed, other " if self.removed else ""
         if not self.candidate.storage.sparse:
-            return self.kind.sparsity
-        text = "removed channels stay removed, other zeros are left out of the file; "
+            return cut + self.kind.sparsity
+        text = f"{cut}zeros are left out of the file; "
         if self.route != DIRECT:
             return text + "which layers are computed without them is not predicted"
         verdicts = self.candidate.verdicts
         count = sum(row.sparse for row in verdicts)
         return f"{text}{count} of {len(verdicts)} layers are computed without them"
+
+    @property
+    def removed(self) -> bool:
+        """Whether the file lacks channels that the model has."""
+        held = sum(math.prod(row.shape) for row in self.candidate.emitted.stored)
+        weights = [p for p in self.source.model.parameters() if p.dim() > 1]
+        return held < sum(weight.numel() for weight in weights)
 
     def row(self) -> dict[str, Any]:
         """Return what stands beside the file, as `FILE.json`."""
@@ -71,6 +79,7 @@ class Exported:
             "storage": self.candidate.storage.name,
             "route": self.route,
             "runtime": self.kind.runtime,
+            "verified_by": self.kind.verified_by(),
             "sparsity": self.sparsity(),
             "target": self.plan.target,
             "macs": macs,

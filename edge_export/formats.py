@@ -43,6 +43,10 @@ class Format:
         """Whether an export is planned layer by layer, and its cost predicted."""
         return self.emit is None
 
+    def verified_by(self) -> str:
+        """The runtime that runs its files here: its own, if that is installed."""
+        return "LiteRT" if self.run is _run_header and not c_header.installed() else self.runtime
+
 
 def _run_tflite(content: bytes, samples: Floats, track: Track) -> Floats:
     return verify.run(content, samples, track)
@@ -77,7 +81,7 @@ TFLITE = Format(
     "LiteRT",
     plan.VALUES,
     plan.LAYOUTS,
-    "removed channels stay removed; other zeros are stored, and LiteRT computes with them",
+    "zeros are stored, and LiteRT computes with them",
     _run_tflite,
 )
 ONNX = Format(
@@ -85,7 +89,7 @@ ONNX = Format(
     "onnxruntime",
     tuple(onnx_file.STORAGES),
     (AUTO, DENSE),
-    "removed channels stay removed; other zeros are stored, and onnxruntime computes with them",
+    "zeros are stored, and onnxruntime computes with them",
     onnx_file.run,
     _onnx,
     tuple(onnx_file.STORAGES.values()),
@@ -95,7 +99,7 @@ EXECUTORCH = Format(
     "ExecuTorch",
     (F32,),
     (AUTO, DENSE),
-    "removed channels stay removed; other zeros are stored, and ExecuTorch computes with them",
+    "zeros are stored, and ExecuTorch computes with them",
     executorch_file.run,
     _executorch,
     (Storage(),),
@@ -105,7 +109,7 @@ HEADER = Format(
     "LiteRT for Microcontrollers",
     (INT8, F32),
     (AUTO, DENSE),
-    "removed channels stay removed; other zeros are stored: this runtime has no DENSIFY kernel",
+    "zeros are stored: this runtime has no DENSIFY kernel",
     _run_header,
     _micro,
     (Storage(INT8, STATIC), Storage()),
@@ -115,9 +119,10 @@ FORMATS = {kind.suffix: kind for kind in (TFLITE, ONNX, EXECUTORCH, HEADER)}
 
 def of(out: Path) -> Format:
     """Return the format of a file's name; raises ExportError with those that there are."""
-    if out.suffix not in FORMATS:
+    suffix = out.suffix.lower()
+    if suffix not in FORMATS:
         raise ExportError(f"--out '{out}': its name must end in one of {', '.join(FORMATS)}")
-    return FORMATS[out.suffix]
+    return FORMATS[suffix]
 
 
 def check(kind: Format, values: str, layout: str) -> None:
