@@ -47,6 +47,7 @@ class _Graph:
         self.maker = {int(n): op for op in graph.operators for n in op.outputs}
         self.codes = {getattr(schema().BuiltinOperator, code): code for code in WEIGHTED}
         self.kinds = {getattr(schema().TensorType, kind): name for kind, name in TYPES.items()}
+        self.counted: dict[tuple[int, str], tuple[int, int]] = {}
 
     def export(self) -> Export:
         """Sum over the layers with weights; the shortest of their values are the file's."""
@@ -94,12 +95,16 @@ class _Graph:
         data = self.model.buffers[stored.buffer].data
         if kind is None or data is None:
             raise ExportError("has weights that are no constants of f32, f16 or int8")
-        held: NDArray[Any] = np.frombuffer(np.asarray(data, np.uint8).tobytes(), WIDTHS[kind])
-        if stored.sparsity is None and len(held) != _size(stored):
-            raise ValueError(f"a weight of {len(held)} values for shape {list(stored.shape)}")
-        if len(held) > _size(stored):
+        key = stored.buffer, kind
+        if key not in self.counted:  # once for a buffer that many weights name
+            held: NDArray[Any] = np.frombuffer(np.asarray(data, np.uint8), WIDTHS[kind])
+            self.counted[key] = len(held), int(np.count_nonzero(held))
+        length, kept = self.counted[key]
+        if stored.sparsity is None and length != _size(stored):
+            raise ValueError(f"a weight of {length} values for shape {list(stored.shape)}")
+        if length > _size(stored):
             raise ValueError("a sparse weight with more values than places")
-        return kind, int(np.count_nonzero(held))
+        return kind, kept
 
     def _places(self, op: Any, name: str) -> int:
         """Return how often each weight is used in an inference."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from edge_export import extent
 from edge_export.schema import IDENTIFIER, schema
 from edge_export.sparse import Csr, from_parameters
-from fedsparse.errors import ExportError
+from fedsparse.errors import ExportError, one_line
 
 MOST_BYTES = 2**31 - 1
 """A flatbuffer cannot be larger."""
@@ -71,6 +72,7 @@ def parsed(content: bytes, name: str) -> Any:
     if len(content) > MOST_BYTES:
         raise ExportError(f"'{name}' is larger than a .tflite file can be")
     try:
+        extent.check(content)
         model = schema().ModelT.InitFromPackedBuf(content)
         if not model.subgraphs or not model.buffers or not model.subgraphs[0].tensors:
             raise ValueError("it has no graph")
@@ -85,7 +87,7 @@ def _csr(
     try:
         return from_parameters(tensor.sparsity, shape, values)
     except ExportError as error:
-        raise ExportError(f"'{name}': sparse tensor '{label}': {error}") from None
+        raise ExportError(f"'{name}': sparse tensor '{one_line(label)}': {error}") from None
 
 
 def _values(tensor: Any, model: Any) -> np.ndarray[Any, Any]:
@@ -94,14 +96,15 @@ def _values(tensor: Any, model: Any) -> np.ndarray[Any, Any]:
     if tensor.type not in kinds:
         raise ValueError(f"a sparse tensor of type {tensor.type}")
     data = model.buffers[tensor.buffer].data
-    raw = b"" if data is None else np.asarray(data, np.uint8).tobytes()
-    return np.frombuffer(raw, kinds[tensor.type])
+    raw = np.asarray([] if data is None else data, np.uint8)
+    return np.frombuffer(raw, kinds[tensor.type])  # a view: many tensors may name one buffer
 
 
 def _label(tensor: Any) -> str:
+    """Return a tensor's name as it is; a message quotes it with `one_line`."""
     return bytes(tensor.name or b"").decode("utf-8", "replace")
 
 
 def _damaged(name: str, error: BaseException) -> ExportError:
-    reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+    reason = one_line(str(error))[:80] if str(error).strip() else type(error).__name__
     return ExportError(f"'{name}' is damaged or truncated ({reason}); export the model again")
