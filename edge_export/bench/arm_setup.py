@@ -6,12 +6,12 @@ they fetch against signed or hashed indices. The folder is built beside its plac
 """
 
 import fcntl
+import hashlib
 import importlib.util
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edge_export.bench import arm_root, plugin, runtimes
 from edge_export.bench.arm_root import BASE, CORES, CORES_FOLDER, LAYOUT, PACKAGES, RECORD, Root
-from edge_export.bench.ending import ending
+from edge_export.bench.ending import ending, run
 from fedsparse.errors import BenchError, one_line
 
 SYSTEM_PACKAGES = ("python3", "libstdc++6")
@@ -28,7 +28,7 @@ SYSTEM_PACKAGES = ("python3", "libstdc++6")
 KEPT = ("usr/lib", "usr/bin", "lib")
 UNUSED_FILES = ("libLiteRtWebGpuAccelerator.so",)
 WHEELS = {
-    runtimes.LITERT: ("ai-edge-litert==2.3.0", "numpy>=2,<3"),
+    runtimes.LITERT: ("ai-edge-litert==2.3.0", "numpy==2.2.6"),
     runtimes.TFLITE: ("tflite-runtime==2.14.0", "numpy==1.26.4"),
 }
 LAST_PYTHON = {runtimes.TFLITE: 11}
@@ -51,6 +51,8 @@ Dir::Cache "{folder}/cache";
 Dir::Etc::sourcelist "{folder}/none";
 Dir::Etc::sourceparts "{folder}/sources";
 """
+PATIENCE_SECONDS, PATIENCE_TO_FETCH = 300.0, 1800.0
+"""What unpacks or runs for longer, and what fetches for longer, is given up."""
 NO_SUCH_PACKAGE = "Unable to locate package"
 Progress = Callable[[str, int, int], None]
 STEPS = 7
@@ -72,11 +74,7 @@ def set_up(
     qemu = _tools()
     if sources is not None and not sources.is_file():
         raise BenchError(f"--sources '{sources}' is no file")
-    if (
-        place.exists()
-        and not arm_root.record(place)
-        and (not place.is_dir() or any(place.iterdir()))
-    ):
+    if os.path.lexists(place) and not _ours(place):
         raise BenchError(f"'{place}' holds something else; choose another --root")
     with _writing(place), _alone(place):
         found = arm_root.read(place)
@@ -88,9 +86,20 @@ def set_up(
         ):
             root = _build(Path(part) / "root", fetched, qemu, sources, progress)
             if place.exists():
-                shutil.rmtree(place)
+                place.rename(Path(part) / "old")  # goes with what is temporary, once it is aside
             root.folder.rename(place)
         return Root(place, root.python)
+
+
+def _ours(place: Path) -> bool:
+    """Return whether a folder is empty, or a root of any layout that holds nothing else."""
+    if not place.is_dir() or place.is_symlink():
+        return False
+    names = {path.name for path in place.iterdir()}
+    said = arm_root.record(place)
+    layout, kinds = said.get("layout"), (said.get("python"), said.get("packages"))
+    recorded = type(layout) is int and isinstance(kinds[0], str) and isinstance(kinds[1], dict)
+    return not names or (recorded and names <= {RECORD, BASE, CORES_FOLDER, PACKAGES})
 
 
 def _tools() -> Path:
@@ -129,8 +138,8 @@ def _writing(place: Path) -> Iterator[None]:
     """Turn an OSError into a BenchError that names the folder and the remedy."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise BenchError(f"'{place}' cannot be made ({reason}); choose another --root") from None
 
 
@@ -151,34 +160,57 @@ def _build(root: Path, fetched: Path, qemu: Path, sources: Path | None, progress
     settings = _apt_settings(fetched, sources)
     _apt(settings, "update")
     progress("aarch64 packages", 1, STEPS)
-    _apt(settings, "install", "--download-only", "-y", *SYSTEM_PACKAGES)
+    install = ("install", "--download-only", "-y", *SYSTEM_PACKAGES)
+    # It names what is not there yet, so it looks where nothing is.
+    nothing = ("-o", f"Dir::Cache::archives={fetched / 'nothing'}")
+    wanted = _named(_apt(settings, *install, "--print-uris", *nothing))
+    _apt(settings, *install)
     progress("unpack", 2, STEPS)
-    debs = sorted((fetched / "cache" / "archives").glob("*.deb"))
+    debs = [fetched / "cache" / "archives" / name for name in wanted]
     _unpack(debs, base)
     made = Root(root, _python_of(base))
+    wheels: dict[str, str] = {}
     for number, runtime in enumerate(WHEELS):
         progress(f"{runtime} for aarch64", 3 + number, STEPS)
         if int(made.python.partition(".")[2]) <= LAST_PYTHON.get(runtime, 999):
-            _wheels(root / PACKAGES / runtime, runtime, made.python, _glibc_of(debs))
+            glibc = _glibc_of(debs)
+            wheels |= _wheels(root / PACKAGES / runtime, runtime, made.python, glibc)
     _cores(root)
     progress("try it", STEPS - 2, STEPS)
     installed = {runtime: _try(made, qemu, runtime) for runtime in _there(root)}
-    record = {"layout": LAYOUT, "python": made.python, "packages": installed}
+    record = {
+        "layout": LAYOUT,
+        "python": made.python,
+        "packages": installed,
+        "sha256": {deb.name: _digest(deb) for deb in debs} | wheels,
+    }
     (root / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     progress("try it", STEPS, STEPS)
     return made
 
 
 def _apt_settings(fetched: Path, sources: Path | None) -> Path:
-    """Write apt's settings and a copy of its sources into a folder; return the settings."""
-    for name in ("state/lists/partial", "cache/archives/partial", "sources"):
+    """Write apt's settings and a copy of its sources into a folder; return the settings.
+
+    What was fetched from other sources goes: its packages are of another release.
+    """
+    files = [sources] if sources else _system_sources()
+    wanted = {f"{n}{file.suffix}": file.read_bytes() for n, file in enumerate(files)}
+    if wanted != _contents(fetched / "sources"):
+        shutil.rmtree(fetched, ignore_errors=True)
+    for name in ("state/lists/partial", "cache/archives/partial", "nothing/partial", "sources"):
         (fetched / name).mkdir(parents=True, exist_ok=True)
     (fetched / "state" / "status").touch()
-    for number, source in enumerate([sources] if sources else _system_sources()):
-        shutil.copyfile(source, fetched / "sources" / f"{number}{source.suffix}")
+    for name, content in wanted.items():
+        (fetched / "sources" / name).write_bytes(content)
     path = fetched / "apt.conf"
     path.write_text(APT_SETTINGS.format(folder=fetched), encoding="utf-8")
     return path
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Return each file of a folder by its name; none where there is no folder."""
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
 
 
 def _system_sources() -> list[Path]:
@@ -202,11 +234,12 @@ def _distribution() -> str:
     return found[1] if found else ""
 
 
-def _apt(settings: Path, *words: str) -> None:
+def _apt(settings: Path, *words: str) -> str:
+    """Return what apt-get prints; raises BenchError."""
     command = ["apt-get", "-q", "-c", str(settings), *words]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = run(command, PATIENCE_TO_FETCH, f"apt-get {words[0]}")
     if done.returncode == 0:
-        return
+        return done.stdout
     if NO_SUCH_PACKAGE in done.stderr:
         raise BenchError(
             "apt's sources gave no aarch64 packages; without a network, try again with one, else "
@@ -216,11 +249,23 @@ def _apt(settings: Path, *words: str) -> None:
     raise BenchError(f"apt-get {words[0]} fails: {one_line((errors or [done.stderr])[0])}")
 
 
+def _named(uris: str) -> list[str]:
+    """Return the packages that apt prints to be wanted: 'URI' FILE SIZE HASH, one on each line."""
+    found = re.findall(r"^'[^']*' ([^/\s]+\.deb) \d", uris, re.MULTILINE)
+    if not found:
+        raise BenchError("apt names no aarch64 packages to fetch; try other --sources")
+    return sorted(found)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _unpack(debs: list[Path], base: Path) -> None:
     """Unpack packages and keep programs and libraries alone; raises BenchError."""
     base.mkdir(parents=True)
     for deb in debs:
-        done = subprocess.run(["dpkg", "-x", str(deb), str(base)], capture_output=True, text=True)
+        done = run(["dpkg", "-x", str(deb), str(base)], PATIENCE_SECONDS, "dpkg")
         if done.returncode != 0:
             raise BenchError(f"'{deb.name}' cannot be unpacked: {one_line(done.stderr)}")
     if not (base / "lib").exists():
@@ -250,27 +295,40 @@ def _glibc_of(debs: list[Path]) -> int:
     return max((int(match[1]) for match in found if match), default=OLDEST_GLIBC)
 
 
-def _wheels(folder: Path, runtime: str, python: str, glibc: int) -> None:
-    """Fetch and unpack a runtime's wheels for aarch64; raises BenchError."""
+def _wheels(folder: Path, runtime: str, python: str, glibc: int) -> dict[str, str]:
+    """Fetch and unpack a runtime's wheels for aarch64; return their digests; raises BenchError."""
     built_for = [f"manylinux_2_{n}_aarch64" for n in range(OLDEST_GLIBC, glibc + 1)]
     platforms = [f"--platform={name}" for name in ["manylinux2014_aarch64", *built_for]]
+    report = folder.with_name(f"{runtime}.report")
+    report.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
-    command += [
-        "--quiet",
-        "--only-binary=:all:",
-        "--no-deps",
-        "--no-compile",
-        "--implementation=cp",
-    ]
-    command += [f"--python-version={python}", *platforms, f"--target={folder}", *WHEELS[runtime]]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    command += ["--quiet", "--only-binary=:all:", "--no-deps", "--no-compile"]
+    command += ["--implementation=cp", f"--python-version={python}", *platforms]
+    command += [f"--report={report}", f"--target={folder}", *WHEELS[runtime]]
+    done = run(command, PATIENCE_TO_FETCH, f"pip, which fetches {runtime},")
     if done.returncode != 0:
         raise BenchError(f"pip cannot fetch {runtime} for aarch64: {one_line(done.stderr)}")
+    found = _reported(report)
+    report.unlink()
     for unused in [*folder.rglob("tests"), folder / "bin"]:
         shutil.rmtree(unused, ignore_errors=True)
     for name in UNUSED_FILES:
         for path in folder.rglob(name):
             path.unlink()
+    return found
+
+
+def _reported(report: Path) -> dict[str, str]:
+    """Return wheels with their SHA-256 as pip's report of an installation says them."""
+    try:
+        rows = json.loads(report.read_text(encoding="utf-8"))["install"]
+        infos = [row["download_info"] for row in rows]
+        return {
+            info["url"].rpartition("/")[2]: info["archive_info"]["hashes"]["sha256"]
+            for info in infos
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BenchError(f"pip does not say what it fetched ({error!r}); update pip") from None
 
 
 def _cores(root: Path) -> None:
@@ -299,7 +357,7 @@ def _try(root: Root, qemu: Path, runtime: str) -> str:
     environment = {**root.environment(packages)}
     del environment["PYTHONDONTWRITEBYTECODE"]
     command = [*root.command(qemu, next(iter(CORES))), "-c", program]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run(command, PATIENCE_SECONDS, f"{runtime} under '{qemu}'", environment)
     if done.returncode != 0:
         raise BenchError(
             f"{runtime} does not run under '{qemu}': {ending(done.returncode, done.stderr)}"

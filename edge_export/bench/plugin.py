@@ -8,18 +8,19 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from edge_export.bench.ending import run
 from fedsparse.errors import BenchError, one_line
 
 EMULATOR = "qemu-aarch64"
 SOURCE = Path(__file__).with_name("count_instructions.c")
 SUMS_A_PROCESSOR = 9
 """First version of qemu whose plugins have version 2 of the interface: a sum a processor."""
+PATIENCE_SECONDS = 120.0
 FLAGS = ("-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
 
 
@@ -40,7 +41,7 @@ def emulator() -> Path:
 def interface_of(qemu: Path) -> int:
     """Return the version of the plugins' interface that an emulator takes; raises BenchError."""
     try:
-        said = subprocess.run([qemu, "--version"], capture_output=True, text=True).stdout
+        said = run([str(qemu), "--version"], PATIENCE_SECONDS, f"'{qemu} --version'").stdout
     except OSError as error:
         raise BenchError(f"'{qemu}' cannot be started: {error.strerror}") from None
     found = re.search(r"version (\d+)", said)
@@ -63,7 +64,7 @@ def compiled(qemu: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".count-", dir=made.parent) as folder:
         part = Path(folder) / made.name
         command = [compiler, *FLAGS, f"-DPLUGIN_API={interface}", "-o", str(part), str(SOURCE)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run(command, PATIENCE_SECONDS, f"'{compiler}'")
         if done.returncode != 0:
             raise BenchError(f"the counting plugin does not compile: {one_line(done.stderr)}")
         os.replace(part, made)
