@@ -26,6 +26,7 @@ COMMANDS = {
     "personalize": "simulations.personal_commands:personalize",
     "influence": "simulations.influence_commands:influence",
     "unlearn": "simulations.unlearning.commands:unlearn",
+    "deploy": "simulations.deployment.commands:deploy",
     "export": "edge_export.commands:export",
     "bench": "edge_export.bench.commands:bench",
     "devices": "edge_export.device_commands:devices",

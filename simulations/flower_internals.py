@@ -6,7 +6,10 @@ context. When a new flwr comes, this module and its test are what must be looked
 
 import copyreg
 import importlib
+import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -299,3 +302,92 @@ def record_state(plain: Mapping[str, Any]) -> RecordDict:
     for name, config in plain.get("configs", {}).items():
         state[name] = _own(ConfigRecord(dict(config)))
     return state
+
+
+# What follows makes a SuperNode answer fast; `simulations/deployment` starts it.
+
+
+def look_often_for_work(seconds: float) -> None:
+    """Let this process's SuperNode look for messages and replies at least every `seconds`.
+
+    Flower's node sleeps three seconds between looks, and half a second between those for a
+    reply; both are written into its loop.
+    """
+    import time
+    from types import SimpleNamespace
+
+    from flwr.supernode import start_client_internal as loop
+
+    clock = SimpleNamespace(
+        **{name: getattr(time, name) for name in dir(time) if not name.startswith("_")}
+    )
+    clock.sleep = lambda wanted: time.sleep(min(wanted, seconds))
+    vars(loop)["time"] = clock
+
+
+class Forks:
+    """An executor of Flower's that forks this process for each of a node's messages."""
+
+    def __init__(self, parent: int) -> None:
+        self.parent = parent
+
+    def get_eligible_capacity(self, kinds: set[Any], **options: Any) -> tuple[set[Any], set[str]]:
+        """Take whatever there is: a node has one message at a time."""
+        return kinds, set()
+
+    def launch(self, spec: Any) -> Any:
+        """Fork; the child answers one message and ends, the parent goes on at once."""
+        from flwr.supercore.superexec.executor import LaunchResult
+
+        child = os.fork()
+        if child == 0:
+            _answer_and_end(spec)
+        return LaunchResult.accepted()
+
+    def reconcile(self) -> None:
+        """Take leave of children that ended; end when the node has."""
+        if os.getppid() != self.parent:
+            sys.exit(0)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+    def close(self) -> None:
+        """Release nothing: children end by themselves."""
+
+
+def _answer_and_end(spec: Any) -> None:
+    """Be Flower's client process for one message; never returns."""
+    code = 1
+    try:
+        from flwr.supercore.exit import exit_handler
+        from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+        exit_handler.registered_exit_handlers.clear()  # the parent's, whose link this isn't
+        run_clientapp(
+            runtime_api_address=spec.runtime_api_address,
+            token=spec.token,
+            insecure=True,
+            parent_pid=os.getppid(),
+            runtime_dependency_install=False,
+        )
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run_superexec_forking(address: str, parent: int) -> None:
+    """Run clients of the node at `address` in forks of this process, until process `parent` ends.
+
+    What is imported before is there in each. No thread runs here, which a fork would lose.
+    """
+    from flwr.supercore.superexec import run_superexec as module
+
+    def get_executor(*args: Any, **options: Any) -> Any:
+        return Forks(parent)
+
+    vars(module)["get_executor"] = get_executor
+    module.run_superexec(address, insecure=True, runtime_dependency_install=False)

@@ -20,6 +20,7 @@ from fedsparse.runs.ledger import Ledger
 from fedsparse.runs.progress import Silent
 from strategies import foreign
 from strategies.execute import check_clock, execute
+from strategies.prompt import PromptGrid
 from strategies.task import Task
 
 COMMAND = "flwr run ."
@@ -43,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     check_clock(task.config, strategy)
     folder = folder_of(out, task.config)
     with folder.lock():
-        execute(task, strategy, grid, folder, Silent())
+        execute(task, strategy, PromptGrid(grid), folder, Silent())
 
 
 def settled_before(out: Path, config: Config) -> Config:

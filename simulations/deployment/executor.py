@@ -1,0 +1,28 @@
+"""What runs a node's clients: one process with everything imported, forked for each message.
+
+A fork starts in milliseconds where a new Python process takes seconds to import torch and
+Flower, and a client that crashes or leaks takes nothing with it. Started by `node.py`.
+"""
+
+import importlib
+import sys
+
+PRELOADED = (
+    "clients.client_app",
+    "flwr.supernode.runtime.run_clientapp",
+    "fedsparse.kernels.library",
+    "sklearn.datasets",
+)
+
+
+def main() -> None:
+    """Serve the node at the address in the first argument until the process in the second ends."""
+    from simulations.flower_internals import run_superexec_forking
+
+    for name in PRELOADED:
+        importlib.import_module(name)
+    run_superexec_forking(sys.argv[1], int(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""A SuperNode that answers fast: `python -m simulations.deployment.node` and flower-supernode's
+own options.
+
+Flower starts a Python process for each message, which imports torch anew, and looks for work
+every three seconds. Here one process keeps everything imported and forks for each message, and
+the node looks as often as FEDSPARSE_NODE_POLL says, in seconds.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+
+POLL = "FEDSPARSE_NODE_POLL"
+POLL_SECONDS = 1.0
+
+
+def main() -> None:
+    """Start the process that runs clients, then be Flower's SuperNode until ended."""
+    from simulations.flower_internals import look_often_for_work
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--port", type=int, default=9094)
+    own, _ = parser.parse_known_args()
+    executor = [sys.executable, "-m", "simulations.deployment.executor"]
+    subprocess.Popen([*executor, f"127.0.0.1:{own.port}", str(os.getpid())])
+    sys.argv += ["--isolation", "process"]
+    look_often_for_work(float(os.environ.get(POLL, POLL_SECONDS)))
+
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    flower_supernode()
+
+
+if __name__ == "__main__":
+    main()
