@@ -31,6 +31,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from fedsparse.errors import GridError
+from fedsparse.flower_pulls import ask_again_soon
 
 T = TypeVar("T")
 
@@ -323,6 +324,7 @@ def look_often_for_work(seconds: float) -> None:
     )
     clock.sleep = lambda wanted: time.sleep(min(wanted, seconds))
     vars(loop)["time"] = clock
+    ask_again_soon()
 
 
 class Forks:
@@ -390,4 +392,5 @@ def run_superexec_forking(address: str, parent: int) -> None:
         return Forks(parent)
 
     vars(module)["get_executor"] = get_executor
+    ask_again_soon()
     module.run_superexec(address, insecure=True, runtime_dependency_install=False)

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsparse import config as configuration
 from fedsparse.config import Config, differences
 from fedsparse.errors import ConfigError, RunFolderError
+from fedsparse.flower_pulls import ask_again_soon
 from fedsparse.runs import RunFolder
 from fedsparse.runs.ledger import Ledger
 from fedsparse.runs.progress import Silent
@@ -43,6 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = foreign.make(task)
     check_clock(task.config, strategy)
     folder = folder_of(out, task.config)
+    ask_again_soon()
     with folder.lock():
         execute(task, strategy, PromptGrid(grid), folder, Silent())
 

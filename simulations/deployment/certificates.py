@@ -18,7 +18,7 @@ from fedsparse.runs.atomic import writing
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.x509 import Certificate, CertificateBuilder
+    from cryptography.x509 import Certificate, CertificateBuilder, GeneralName, Name
 
 DAYS = 365
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -58,7 +58,9 @@ def write_server(
     from cryptography import x509
 
     key = _new_key()
-    names = x509.SubjectAlternativeName([_name(host) for host in dict.fromkeys((*LOOPBACK, *hosts))])
+    names = x509.SubjectAlternativeName(
+        [_name(host) for host in dict.fromkeys((*LOOPBACK, *hosts))]
+    )
     builder = _builder("fedsparse server", _common(authority), key, days)
     certificate = _signed(builder.add_extension(names, critical=False), authority.key)
     files = ServerFiles(folder / "ca.crt", folder / "server.crt", folder / "server.key")
@@ -140,7 +142,7 @@ def _signed(
     return builder.add_extension(constraints, critical=True).sign(key, hashes.SHA384())
 
 
-def _distinguished(name: str) -> "object":
+def _distinguished(name: str) -> "Name":
     from cryptography import x509
 
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -153,7 +155,7 @@ def _common(authority: Authority) -> str:
     return str(found[0].value)
 
 
-def _name(host: str) -> "object":
+def _name(host: str) -> "GeneralName":
     """Return a host as a certificate names it: by address or by name."""
     from cryptography import x509
 
@@ -172,6 +174,4 @@ def _pem(certificate: "Certificate") -> bytes:
 def _private(key: "EllipticCurvePrivateKey") -> bytes:
     from cryptography.hazmat.primitives import serialization as forms
 
-    return key.private_bytes(
-        forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()
-    )
+    return key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption())

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ from simulations.deployment.processes import (
     quoted,
 )
 from strategies import foreign, server_app
+from strategies.execute import check_clock
 from strategies.task import Task
 
 START_SECONDS = 90.0
@@ -70,9 +71,7 @@ class Fleet:
         command += ["--ssl-certfile", str(files.certificate), "--ssl-keyfile", str(files.key)]
         command += ["--enable-supernode-auth", "--database", str(self.folder / "link.db")]
         self.link = self.processes.start(LINK, command, {"FEDSPARSE_OUT": str(self.out)})
-        self.processes.wait(
-            "the SuperLink", lambda: listens(self.port), START_SECONDS, self.link
-        )
+        self.processes.wait("the SuperLink", lambda: listens(self.port), START_SECONDS, self.link)
 
     def register(self, public: Path) -> None:
         """Make a node's public key known at the SuperLink."""
@@ -163,9 +162,7 @@ def settled(config: Config, nodes: int, out: Path) -> Config:
     Raises ConfigError for what a run over real nodes cannot do, RunFolderError for a folder
     that holds another run.
     """
-    config = config.model_copy(
-        update={"fleet": config.fleet.model_copy(update={"clients": nodes})}
-    )
+    config = config.model_copy(update={"fleet": config.fleet.model_copy(update={"clients": nodes})})
     if config.fleet.profile is not None:
         raise ConfigError(
             f"fleet.profile = '{config.fleet.profile}': real nodes run in real time; leave it out, "
@@ -174,7 +171,7 @@ def settled(config: Config, nodes: int, out: Path) -> Config:
     if config.engine.device != "cpu":
         raise ConfigError("engine.device = cuda: nodes train on the CPU; leave it out")
     task = Task.of(server_app.settled_before(out, config))
-    server_app.check_clock(task.config, foreign.make(task))
+    check_clock(task.config, foreign.make(task))
     app.sayable(task.config.model_dump())
     return task.config
 
@@ -235,7 +232,7 @@ def follow(
             )
 
 
-def rows_after(out: Path, number: int) -> list[Mapping[str, Any]]:
+def rows_after(out: Path, number: int) -> list[dict[str, Any]]:
     """Return the figures of the rounds after one, as far as they are written."""
     try:
         text = (out / "metrics.jsonl").read_text(encoding="utf-8")

@@ -99,9 +99,7 @@ class Processes:
         while not ready():
             for process in watched:
                 if not process.alive:
-                    raise GridError(
-                        f"{process.name} ended before {what}: {process.said()}"
-                    )
+                    raise GridError(f"{process.name} ended before {what}: {process.said()}")
             if time.monotonic() > deadline:
                 heard = "; ".join(f"{p.name}: {p.said()}" for p in watched)
                 raise GridError(f"waited {seconds:.0f} s for {what} in vain; {heard}")
