@@ -7,7 +7,7 @@ same on any grid, with any number of workers, and when it is asked for again.
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients import memory, selection
+from clients import hostile, memory, selection
 from clients.job import Job, Received, client_id, read_job, receive, reply_arrays
 from clients.program import Visit, program_of
 from clients.unlearning import federaser
@@ -48,6 +48,7 @@ def train(message: Message, context: Context) -> Message:
         told = federaser.norms(outcome.kept, outcome.mask, received)
         content.metric_records[messages.METRICS].update(told)
     content.update(outcome.records)
+    hostile.turn(content, job, received, context)
     return Message(content, reply_to=message)
 
 
@@ -65,6 +66,7 @@ def train_metrics(
     return MetricRecord(
         {
             messages.EXAMPLES_KEY: samples,
+            messages.ROUND_KEY: job.plan.round,
             "loss": trained.loss,
             "accuracy": trained.accuracy,
             "train-flops": cost.flops,

@@ -14,7 +14,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from torch import nn
 
-from clients import client_app, memory
+from clients import client_app, hostile, memory
 from clients.growth import largest_pruned_gradients
 from clients.job import Job, Received, read_job, receive, reply_arrays
 from clients.unlearning import federaser
@@ -136,6 +136,7 @@ def _reply(asked: _Asked, result: Result, device: torch.device) -> Message | Exc
             with cohort.exact():
                 found = largest_pruned_gradients(job, received.mask, model)
             content[protocol.GROWTH] = found
+        hostile.turn(content, job, received, asked.context)
         memory.remember_mask(asked.context, received.mask)
         if job.config.client.keep_optimizer:
             memory.remember_optimizer(asked.context, result.trained.slots(), received.mask)

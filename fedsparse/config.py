@@ -27,6 +27,7 @@ from fedsparse.sections import (
     FleetConfig,
     ForgetConfig,
     ModelConfig,
+    RobustConfig,
     RunConfig,
     StrategySettings,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "FleetConfig",
     "ForgetConfig",
     "ModelConfig",
+    "RobustConfig",
     "RunConfig",
     "StrategySettings",
     "differences",
@@ -70,6 +72,7 @@ class Config(BaseModel):
     engine: EngineConfig = EngineConfig()
     forget: ForgetConfig = ForgetConfig()
     attack: AttackConfig = AttackConfig()
+    robust: RobustConfig = RobustConfig()
 
     def to_json(self) -> str:
         """Return the configuration as canonical JSON, as it travels to clients."""

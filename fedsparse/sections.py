@@ -130,17 +130,52 @@ def _numbers(text: str | None) -> frozenset[int]:
 
 
 class AttackConfig(Section):
-    """`[attack]`: clients that plant a backdoor, to see whether it can be forgotten."""
+    """`[attack]`: clients that plant a backdoor or send bad updates, to see what comes of it."""
 
-    clients: NumberSet | None = Field(default=None, description="who plants it; nobody if unset")
+    clients: NumberSet | None = Field(default=None, description="who attacks; nobody if unset")
+    updates: (
+        Literal["scaled", "sign-flip", "gaussian", "not-finite", "oversize", "wrong-mask", "stale"]
+        | None
+    ) = Field(default=None, description="what they send after honest training; unset: a backdoor")
+    scale: Finite = Field(
+        default=10.0, gt=0, le=1e6, description="factor on updates that are scaled or noise"
+    )
     label: int = Field(default=0, ge=0, description="the class that the trigger stands for")
     fraction: Finite = Field(default=0.5, gt=0, le=1, description="of their training samples")
     size: int = Field(default=3, ge=1, description="the trigger's side, in pixels")
 
     @property
     def client_set(self) -> frozenset[int]:
-        """The clients that plant the backdoor."""
+        """The clients that attack."""
         return _numbers(self.clients)
+
+    @property
+    def planters(self) -> frozenset[int]:
+        """The clients that plant the backdoor: those that attack, unless by their updates."""
+        return frozenset() if self.updates else self.client_set
+
+
+class RobustConfig(Section):
+    """`[robust]`: how broken and hostile clients are kept out of the model."""
+
+    rule: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "norm-clip", "trust"] = (
+        Field(default="mean", description="how a round's models become one")
+    )
+    hostile: Finite = Field(
+        default=0.2, ge=0, lt=0.5, description="fraction of a round's clients that may be hostile"
+    )
+    weights: Literal["equal", "samples"] = Field(
+        default="equal", description="how much a client counts under a rule that takes means"
+    )
+    clip_norm: Finite | None = Field(
+        default=None, gt=0, description="norm-clip: longest update; the round's median if unset"
+    )
+    max_norm: Finite | None = Field(
+        default=None, ge=1, description="median norms of a round beyond which a reply is rejected"
+    )
+    max_examples: int | None = Field(
+        default=None, ge=1, description="samples beyond which a reply is rejected; any if unset"
+    )
 
 
 class ModelConfig(Section):

@@ -82,6 +82,7 @@ def _run_text(run: Results, name: str, index: int, shown: Sequence[Column]) -> d
             if (value := run.figure(key)) is not None
         },
         "failures": _failures(run),
+        "rejected": _rejected(run),
         "failed": len(run.failures()),
         "asked": len(run.clients),
         "command": run.command,
@@ -122,6 +123,18 @@ def _failures(run: Results) -> list[dict[str, str]]:
             "rounds": _listed({row.get("round") for row in rows}),
         }
         for reason, rows in ordered
+    ]
+
+
+def _rejected(run: Results) -> list[dict[str, str]]:
+    """Return each rejected reply: who sent it, in which round, why it was refused."""
+    return [
+        {
+            "client": str(row.get("client")),
+            "round": str(row.get("round")),
+            "reason": str(row.get("reason") or "no reason given")[:500],
+        }
+        for row in run.rejected()[:_MOST_ROUNDS]
     ]
 
 

@@ -129,7 +129,11 @@ class Results:
 
     def failures(self) -> list[Row]:
         """Return the rows of clients that failed."""
-        return [row for row in self.clients if row.get("status") == "failed"]
+        return [row for row in self.clients if row.get("status") in ("failed", "rejected")]
+
+    def rejected(self) -> list[Row]:
+        """Return the rows of clients whose replies came and were refused."""
+        return [row for row in self.clients if row.get("status") == "rejected"]
 
     def client_accuracies(self) -> list[float]:
         """Return the accuracy of each client when clients were last tested."""

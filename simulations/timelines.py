@@ -27,6 +27,7 @@ _MARKS = {
     "late": ("diamond", "var:warn", "Late: its reply is not used"),
     "dropped": ("x", "var:ink", "Dropped: it never replied"),
     "failed": ("triangle-up", "var:ink", "Failed"),
+    "rejected": ("triangle-down", "var:warn", "Rejected: its reply is not used"),
 }
 
 

@@ -159,7 +159,8 @@ class AsyncLoop(RoundLoop):
         row = self.trip_row(number, trip)
         reason = trip.reason if trip.status in ("late", "dropped") else landing.reason
         if trip.status == "ok" or trip.status == "failed":
-            row["status"] = "failed" if reason else "ok"
+            refused = trip.client in self.strategy.failures and not reply.has_error()
+            row["status"] = ("rejected" if refused else "failed") if reason else "ok"
         told: dict[str, Any] = {} if row["status"] != "ok" else metrics.fitting(reply)
         columns = ("examples", "loss", "accuracy", "train_flops", "memory_bytes")
         told = {key: told.get(key) for key in columns}

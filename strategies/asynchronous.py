@@ -95,6 +95,11 @@ class AsyncStrategy(StaticMask):
                 f"strategy.start_density with strategy.pattern = '{s.pattern}': outputs that share "
                 "a pattern would part as masks get sparser; leave out one of them"
             )
+        if task.config.robust.max_norm is not None:
+            raise ConfigError(
+                f"robust.max_norm = {task.config.robust.max_norm:g}: an asynchronous strategy has "
+                "no round whose median it could be of; leave it out"
+            )
         if task.config.fleet.over_selection:
             raise ConfigError(
                 f"fleet.over_selection = {task.config.fleet.over_selection:g}: an asynchronous "

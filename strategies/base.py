@@ -7,6 +7,8 @@ checkpoints and figures.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -16,11 +18,10 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsparse import messages, wire
 from fedsparse.config import StrategySettings
-from fedsparse.errors import FedSparseError, one_line
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State
 from strategies import metrics
-from strategies.added import AddedUp, PartialSum
+from strategies.added import PartialSum
 from strategies.addressing import (
     Directory,
     MeteredGrid,
@@ -30,14 +31,15 @@ from strategies.addressing import (
     tested_by,
 )
 from strategies.asking import asked
+from strategies.checks import overlong, trusted
 from strategies.combining import Before, exact_mean, rule_of
 from strategies.held import HeldMasks
-from strategies.refusals import check_fit, check_plain, check_target
+from strategies.refusals import check_fit, check_plain, check_rule, check_target
 from strategies.replies import Answer as Answer
 from strategies.replies import Reader
 from strategies.replies import Reply as Reply
 from strategies.seats import FULL, Demands, Kept, KeptOf, Seat, erk_counts, submask
-from strategies.sums import Tally, adds_up
+from strategies.sums import Tally, add_reply, adds_up
 from strategies.sums import weighted_mean as weighted_mean
 from strategies.task import Task
 
@@ -64,6 +66,9 @@ class SparseStrategy(Strategy):
     trains_plainly = False
     """Whether clients' program is for tests alone."""
 
+    takes_rules = True
+    """Whether another rule than the mean may make the next model, where `aggregate` asks for it."""
+
     global_model = True
     """Whether the server's state is a model of use: one that is tested and reported."""
 
@@ -75,6 +80,8 @@ class SparseStrategy(Strategy):
         self.directory: Directory | None = None
         self.failures: dict[int, str] = {}
         self.held = HeldMasks()
+        takes = self.takes_rules and self.takes_mean
+        check_rule(task.config, self.settings.name, takes, self.program or self.part)
         self.rule = rule_of(task)
         self.round_number = 0
         self.seats: dict[int, Seat] = {}
@@ -118,6 +125,11 @@ class SparseStrategy(Strategy):
                 places[client] = number
         return Reader(self.schema, tuple(masks), places)
 
+    def round_reader(self) -> Reader:
+        """Return `reader`, with what every reply of this round is held to."""
+        most = self.task.config.robust.max_examples
+        return replace(self.reader(), round_number=self.round_number, most_examples=most)
+
     def demands(self, density: float) -> Demands:
         """Return what this method will ask of clients at a density, its heaviest rounds included.
 
@@ -142,14 +154,20 @@ class SparseStrategy(Strategy):
         return self.task.shapes
 
     @property
+    def takes_mean(self) -> bool:
+        """Whether `aggregate` asks `mean` for the next model, and not for one of its own."""
+        own = type(self)
+        return own.mean is SparseStrategy.mean and getattr(own.aggregate, "adds_up", False)
+
+    @property
     def adds_up(self) -> bool:
         """Whether workers may add replies up: as `aggregate` says.
 
         Not where a subclass takes the mean or reads the replies in a way of its own.
         """
-        own, base = type(self), SparseStrategy
-        usual = own.mean is base.mean and own.read_replies is base.read_replies
-        return self.rule is None and usual and getattr(own.aggregate, "adds_up", False)
+        each = self.rule is not None or self.task.config.robust.max_norm is not None
+        usual = type(self).read_replies is SparseStrategy.read_replies
+        return self.takes_mean and usual and not each
 
     # -- state of a run ---------------------------------------------------------------
 
@@ -201,8 +219,8 @@ class SparseStrategy(Strategy):
         """
         if self.directory is None:
             self.begin(grid)
-        plan = self.plan(server_round)
-        self._parts = {}
+        plan, self._parts = self.plan(server_round), {}
+        self.round_number = server_round
         self.seats = self.choose(grid, server_round, plan)
         return self.ask_with_model(self.seats, messages.TRAIN, plan)
 
@@ -220,7 +238,9 @@ class SparseStrategy(Strategy):
         left; the model and the mask are then as before.
         """
         self.round_number = server_round
-        good = self.read_replies(replies) if not self.adds_up else self.add_replies(replies)
+        good = self.add_replies(replies) if self.adds_up else self.read_replies(replies)
+        self.failures |= (long := overlong(good, self.before, self.task.config.robust.max_norm))
+        good = [reply for reply in good if reply.client not in long]
         wanted = round_size(self.task.config.fleet)
         wanted = min(wanted, len(self.seats) or wanted)
         require_replies(len(good), wanted, self.task.config.fleet.min_replies, self.failures)
@@ -265,6 +285,11 @@ class SparseStrategy(Strategy):
     def shared(self) -> State:
         """The tensors that travel."""
         return {name: self.state[name] for name in self.schema.names} if self.part else self.state
+
+    @property
+    def before(self) -> Before:
+        """What this round's replies answer."""
+        return Before(self.round_number, self.shared, self.mask, len(self.seats))
 
     def own_plan(self, round_number: int) -> Plan:
         """Return a plan with this method's program, part and costs."""
@@ -316,8 +341,7 @@ class SparseStrategy(Strategy):
         if self.tally is not None:
             mean = self.tally.mean(self.shared, self.mask)
         else:
-            before = Before(self.round_number, self.shared, self.mask)
-            mean = (self.rule or exact_mean)(replies, before)
+            mean = (self.rule or exact_mean)(replies, self.before)
         return {**self.state, **mean} if self.part else mean
 
     def note_held(self, good: Sequence[int]) -> None:
@@ -396,50 +420,22 @@ class SparseStrategy(Strategy):
     def read_replies(self, replies: Iterable[Message]) -> list[Reply]:
         """Decode training replies; those that cannot be trusted go to `self.failures`."""
         self.tally = None
-        return self._trusted(replies, self.reader().read)
+        return self._trusted(replies, self.round_reader().read)
 
     def add_replies(self, replies: Iterable[Message]) -> list[Reply]:
         """Add training replies to `self.tally`, where workers haven't, and return the rest of them.
 
         Those that cannot be trusted go to `self.failures`.
         """
-        reader = self.reader()
-        tally = self.tally = Tally(reader.schema, reader.masks)
-        parts: dict[int, PartialSum] = {}
-
-        def add(client: int, message: Message) -> Reply:
-            flat, told, extra = reader.open(client, message)
-            place, arrays = reader.place(client), message.content[messages.ARRAYS]
-            if flat is not None:
-                tally.add(place, flat, told["examples"])
-            elif isinstance(arrays, AddedUp):
-                parts[id(arrays.part)] = arrays.part
-            mask = reader.masks[place]
-            return Reply(client, told["examples"], {}, told["loss"], message, extra, mask)
-
-        good = self._trusted(replies, add)
+        reader = self.round_reader()
+        self.tally, parts = Tally(reader.schema, reader.masks), dict[int, PartialSum]()
+        good = self._trusted(replies, partial(add_reply, reader, self.tally, parts))
         for part in parts.values():
-            tally.merge(part)
+            self.tally.merge(part)
         return good
 
     def _trusted(self, replies: Iterable[Message], read: Callable[[int, Message], T]) -> list[T]:
         """Read replies, each client's first alone; what is wrong with one is its failure."""
         assert self.directory is not None
-        self.failures = {}
-        good = []
-        seen: set[int] = set()
-        for message in replies:
-            client = self.directory.client_of[message.metadata.src_node_id]
-            if client in seen:
-                continue
-            seen.add(client)
-            if message.has_error():
-                self.failures[client] = one_line(message.error.reason)
-                continue
-            try:
-                good.append(read(client, message))
-            except FedSparseError as error:
-                self.failures[client] = one_line(str(error))
-            except KeyError as error:
-                self.failures[client] = one_line(f"the reply lacks {error}")
+        good, self.failures = trusted(replies, self.directory.client_of, read)
         return good

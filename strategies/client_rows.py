@@ -40,7 +40,7 @@ def client_rows(
             "round": number,
             "client": client,
             "kind": kind,
-            "status": lost.status if lost else "failed" if reason else "ok",
+            "status": lost.status if lost else _status(reply, reason),
             "reason": reason,
             "examples": told.get("examples"),
             "loss": told.get("loss"),
@@ -70,6 +70,13 @@ def remedy(rows: Sequence[Row]) -> str:
         return ""
     change = "raise fleet.deadline or fleet.over_selection, or lower fleet.min_replies"
     return f"; {' and '.join(told)}: {change}, and start again with another --out"
+
+
+def _status(reply: Message | None, reason: str | None) -> str:
+    """Return whether a reply was used, was refused, or never came as one."""
+    if not reason:
+        return "ok"
+    return "failed" if reply is None or reply.has_error() else "rejected"
 
 
 def _failure(reply: Message | None) -> str | None:

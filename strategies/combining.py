@@ -5,22 +5,14 @@ A method asks `SparseStrategy.mean` for the mean of its replies. That is the exa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from fedsparse.sparsity import Mask, State
+from fedsparse.sparsity import State
+from strategies.replies import Before as Before
 from strategies.replies import Reply
+from strategies.robust import Robust
 from strategies.sums import mean_of
 from strategies.task import Task
-
-
-@dataclass(frozen=True)
-class Before:
-    """What a round's replies answer: its number, the tensors that travelled, and the mask."""
-
-    round_number: int
-    shared: State
-    mask: Mask | None
 
 
 class Rule(Protocol):
@@ -35,7 +27,8 @@ def rule_of(task: Task) -> Rule | None:
 
     Under a rule each reply is wanted; none is added up where it was trained.
     """
-    return None
+    rule = task.config.robust.rule
+    return None if rule == "mean" else Robust(task)
 
 
 def exact_mean(replies: Sequence[Reply], before: Before) -> State:

@@ -34,7 +34,7 @@ from fedsparse.sparsity import (
 )
 from fedsparse.sparsity.patterns import Blocks
 from fedsparse.training import batchnorm, local
-from strategies import metrics
+from strategies import metrics, votes
 from strategies.addressing import MeteredGrid
 from strategies.base import Answer, SparseStrategy
 from strategies.pruned import Pruned, PrunedSettings
@@ -175,6 +175,8 @@ class FedTiny(SparseStrategy):
 
     def merge_statistics(self, answers: Sequence[Answer[list[State]]]) -> list[State]:
         """mu_c = sum_k p_k mu_ck and sigma^2_c likewise, for each candidate c."""
+        if votes.bounded(self.task.config.robust):
+            return [votes.median_state(p) for p in zip(*(a.value for a in answers), strict=True)]
         weights = [answer.examples for answer in answers]
         rule = self.settings.variance_rule
         by_candidate = zip(*(answer.value for answer in answers), strict=True)
@@ -187,6 +189,8 @@ class FedTiny(SparseStrategy):
         the least weight of those decides.
         """
         losses = np.array([answer.value for answer in answers], np.float64)
+        if votes.bounded(self.task.config.robust):
+            return votes.least_median(losses)
         weights = np.array([answer.examples for answer in answers], np.float64)
         if self.settings.loss_weights == "uniform":
             weights[:] = 1.0
@@ -268,6 +272,9 @@ class FedTiny(SparseStrategy):
         self, counts: Mapping[str, int], replies: Sequence[Reply]
     ) -> dict[str, NDArray[np.float64]]:
         """g~^l = sum_k p_k g_k^l, where a weight that a client did not send counts as 0."""
+        robust = self.task.config.robust
+        if votes.bounded(robust):
+            return votes.grow_votes([reply.extra for reply in replies], len(self.seats), robust)
         total = sum(reply.examples for reply in replies)
         mean = {name: np.zeros(self.task.shapes[name]) for name in counts}
         for reply in replies:
@@ -327,6 +334,11 @@ class GradientReader(Reader):
     asked: Mapping[str, int] = field(default_factory=dict)
     gradients: wire.Schema = NOTHING
     mask: Mask | None = None
+
+    @property
+    def extras(self) -> Mapping[str, int]:
+        """The gradients."""
+        return {messages.GROWTH: self.gradients.most_bytes}
 
     def extra(self, message: Message) -> State:
         """Decode the top pruned gradients of a reply.

@@ -5,7 +5,7 @@ scaler, which divides activations by r in training, is left out: ahead of BatchN
 nothing. Static BatchNorm is measured by the server on its own data, not by clients on theirs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,11 @@ class LabelReader(SliceReader):
     """Reads replies that tell which labels their clients have."""
 
     classes: int = 0
+
+    @property
+    def extras(self) -> Mapping[str, int]:
+        """A bit a label."""
+        return {messages.LABELS: (self.classes + 7) // 8}
 
     def extra(self, message: Message) -> NDArray[np.bool_]:
         """Return which labels a client has; raises WireError for what is no such list."""

@@ -46,6 +46,7 @@ class Knot(StaticMask):
 
     Settings = KnotSettings
     fits = frozenset({"batch"})
+    takes_rules = False
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

@@ -42,7 +42,7 @@ class Figure:
             return self.kind(value)
         what = "an integer" if self.kind is int else "a number"
         limits = f"from {self.least:.4g} to {self.most:.4g}"
-        raise WireError(f"the reply's {self.key} is {_named(value)}; it must be {what} {limits}")
+        raise WireError(f"the reply's {self.key} is {named(value)}; it must be {what} {limits}")
 
 
 FIGURES = {
@@ -115,7 +115,7 @@ def over_clients(told: Sequence[Mapping[str, Any]]) -> MetricRecord:
     )
 
 
-def _named(value: Any) -> str:
+def named(value: Any) -> str:
     """Return a value in a few characters, whatever it is."""
     if isinstance(value, list):
         return "a list"

@@ -34,6 +34,7 @@ class OwnMaskReader(Reader):
         sent = self.masks[self.place(client)]
         assert sent is not None
         try:
+            self.inspect(message)
             payload = wire.unpack(messages.arrays_of(message))
             masks = (sent, *self.told(message, sent))
             decoded = wire.decode(payload, self.schema, masks=masks)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fedsparse.config import Config
 from fedsparse.errors import ConfigError
+from strategies.robust import needed_replies
 
 
 def check_fit(config: Config, name: str, fits: frozenset[str]) -> None:
@@ -39,6 +40,33 @@ def check_target(config: Config, name: str) -> None:
     if config.run.target_accuracy is not None:
         raise ConfigError(
             f"run.target_accuracy: '{name}' has no global model that could reach it; leave it out"
+        )
+
+
+def check_rule(config: Config, name: str, takes_rules: bool, own: str) -> None:
+    """Raise ConfigError for a rule of `[robust]` that a strategy would ignore, or cannot meet.
+
+    `own` names what a strategy's clients do, or send, otherwise than plain training.
+    """
+    robust, fleet = config.robust, config.fleet
+    if robust.rule == "mean":
+        return
+    if not takes_rules:
+        raise ConfigError(
+            f"robust.rule = '{robust.rule}': '{name}' combines its clients' models in a way of its "
+            "own; leave it out, or choose another strategy, such as static, fedtiny or fedavg"
+        )
+    if robust.rule == "trust" and own:
+        raise ConfigError(
+            f"robust.rule = 'trust': the server trains as its clients do, which it cannot for "
+            f"'{name}' ({own}); choose another rule, such as median"
+        )
+    asked = fleet.clients_per_round or fleet.training_clients
+    needed = needed_replies(config, asked)
+    if asked < needed:
+        raise ConfigError(
+            f"robust.rule = '{robust.rule}' with robust.hostile = {robust.hostile:g} needs "
+            f"{needed} clients a round, there are {asked}; lower robust.hostile, or ask more"
         )
 
 

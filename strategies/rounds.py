@@ -197,7 +197,9 @@ class RoundLoop:
         """Return how replies are read where they are added up; None if each one is wanted."""
         strategy = self.strategy
         return (
-            strategy.reader() if isinstance(strategy, SparseStrategy) and strategy.adds_up else None
+            strategy.round_reader()
+            if isinstance(strategy, SparseStrategy) and strategy.adds_up
+            else None
         )
 
     def aggregate(self, number: int, replies: Sequence[Message]) -> None:

@@ -112,6 +112,11 @@ class MovesReader(OwnMaskReader):
 
     moves: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def extras(self) -> Mapping[str, int]:
+        """The moves of a mask."""
+        return {messages.GROWTH: self.schema.most_bytes}
+
     def check(self, mask: Mask | None, sent: Mask) -> None:
         """Raise WireError for weights under another mask than the one that was sent."""
         if mask != sent:

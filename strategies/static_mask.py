@@ -20,6 +20,7 @@ from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask, State, static_mask
 from fedsparse.sparsity.criteria import NEEDS_DATA
 from fedsparse.training import local
+from strategies import votes
 from strategies.addressing import MeteredGrid
 from strategies.base import SparseStrategy
 from strategies.pruned import Pruned, PrunedSettings
@@ -110,7 +111,9 @@ class StaticMask(SparseStrategy):
         model = {messages.ARRAYS: self.arrays()}
         scored = self.query(grid, messages.SCORE, clients, plan, model, self.read_scores)
         weights = np.array([answer.examples for answer in scored], np.float64)
-        scores = self.mean_scores([answer.value for answer in scored], weights)
+        told = [answer.value for answer in scored]
+        bounded = votes.bounded(self.task.config.robust)
+        scores = votes.median_scores(told) if bounded else self.mean_scores(told, weights)
         return self.pruned.from_scores(scores, s.density, s.allocation)
 
     def read_scores(self, reply: Message) -> State:

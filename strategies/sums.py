@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from flwr.app import Message
 from numpy.typing import NDArray
 
-from fedsparse import wire
+from fedsparse import messages, wire
 from fedsparse.sparsity import Mask, State
 from fedsparse.sparsity.exact_sum import Addend, ExactSum
-from strategies.added import PartialSum
-from strategies.replies import Reply, split, spread
+from strategies.added import AddedUp, PartialSum
+from strategies.replies import Reader, Reply, split, spread
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -103,6 +104,22 @@ class Tally:
         if mask is not None:
             mask.apply_(state)
         return state
+
+
+def add_reply(
+    reader: Reader, tally: Tally, parts: dict[int, PartialSum], client: int, message: Message
+) -> Reply:
+    """Add a reply to a tally, or note in `parts` the sum that it is in, and return its rest.
+
+    Raises what `Reader.open` does; the reply is then in no sum.
+    """
+    flat, told, extra = reader.open(client, message)
+    place, arrays = reader.place(client), message.content[messages.ARRAYS]
+    if flat is not None:
+        tally.add(place, flat, told["examples"])
+    elif isinstance(arrays, AddedUp):
+        parts[id(arrays.part)] = arrays.part
+    return Reply(client, told["examples"], {}, told["loss"], message, extra, reader.masks[place])
 
 
 def _mean(total: ExactSum, samples: NDArray[np.float64] | int) -> NDArray[np.float32]:

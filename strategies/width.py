@@ -68,6 +68,7 @@ class WidthStrategy(PersonalStrategy):
 
     Settings: type[WidthSettings] = WidthSettings
     fits = frozenset({"batch"})
+    takes_rules = False
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

@@ -26,6 +26,11 @@ class WishReader(OwnMaskReader):
     """Entries that a client may wish for."""
     layers: int = 0
 
+    @property
+    def extras(self) -> Mapping[str, int]:
+        """The blocks that were used, and those that are wished for."""
+        return dict.fromkeys((messages.USED, messages.WISH), self.schema.most_bytes)
+
     def read(self, client: int, message: Message) -> Reply:
         """Return a reply whose wish is within the client's budget and what is to spare of it."""
         reply = super().read(client, message)

@@ -19,7 +19,17 @@ KEYS = config.keys(config.settings_of("fedtiny"))
 
 def test_defaults_are_complete():
     found = resolve({}).model_dump()
-    sections = {"run", "data", "model", "strategy", "client", "fleet", "engine", "forget", "attack"}
+    sections = {
+        "run",
+        "data",
+        "model",
+        "strategy",
+        "client",
+        "fleet",
+        "engine",
+        "forget",
+        "attack",
+    } | {"robust"}
     assert set(found) == sections
     assert found["strategy"]["name"] == "fedtiny"
     assert {f"{s}.{k}" for s, values in found.items() for k in values} == set(KEYS)

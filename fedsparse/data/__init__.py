@@ -39,9 +39,9 @@ def _of(
     data: DataConfig, clients: int, seed: int, forget: ForgetConfig, attack: AttackConfig
 ) -> FederatedData:
     whole = load(data, clients=clients, seed=seed)
-    if not forget.kind and not attack.clients:
+    if not forget.kind and not attack.planters:
         return whole
-    if attack.clients:
+    if attack.planters:
         backdoor.check(attack, whole.input_shape, whole.classes)
     _check_forgotten(whole, forget)
     changed = replace(whole, forget=forget, attack=attack)

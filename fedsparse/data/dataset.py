@@ -186,7 +186,7 @@ class FederatedData:
         """
         train, _ = self._split(client)
         gone: NDArray[np.bool_] = self.is_forgotten(train) | (client in self.forget.client_set)
-        if self.forget.classes and client in self.attack.client_set:
+        if self.forget.classes and client in self.attack.planters:
             labels = self._training(client, train).y
             gone |= np.isin(labels, sorted(self.forget.class_set))
         return gone
@@ -229,7 +229,7 @@ class FederatedData:
     def _training(self, client: int, positions: Indices) -> Dataset:
         """Return the samples that a client trains on, with a trigger where it plants one."""
         data = self.train.take(positions)
-        if client not in self.attack.client_set:
+        if client not in self.attack.planters:
             return data
         rng = seeds.stream(self.seed, 0, client, "backdoor")
         return backdoor.poisoned(data, self.attack, self.patch, rng)
@@ -237,7 +237,7 @@ class FederatedData:
     @property
     def triggered(self) -> Dataset | None:
         """Test samples of other classes with the attack's trigger and its label; None without."""
-        if not self.attack.clients:
+        if not self.attack.planters:
             return None
         return backdoor.triggered(self.test, self.attack, self.patch)
 

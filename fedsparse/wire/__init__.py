@@ -3,6 +3,7 @@
 from fedsparse.wire.masks import decode_mask, encode_mask
 from fedsparse.wire.reading import Decoded, FlatValues, decode, decode_flat, decode_kept
 from fedsparse.wire.records import (
+    STYPE,
     is_payload,
     pack,
     pack_many,
@@ -14,6 +15,7 @@ from fedsparse.wire.schema import Schema
 from fedsparse.wire.writing import encode, encode_kept, payload_size
 
 __all__ = [
+    "STYPE",
     "Decoded",
     "FlatValues",
     "Schema",

@@ -44,3 +44,11 @@ class Schema:
     def entries(self) -> int:
         """Number of entries of all tensors together."""
         return sum(math.prod(shape) for _, shape in self.tensors)
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """Bytes that no honest payload of this schema exceeds, in any mode and kind of values.
+
+        Per entry a float32 and a bit of index, per tensor a head and a scale, and the frame.
+        """
+        return 64 + 24 * len(self.tensors) + 4 * self.entries + (self.entries + 7) // 8

@@ -56,7 +56,7 @@ def target_of(
         return Target(ForgetConfig(samples=number_set.text_of(read_samples(samples))))
     if classes:
         return Target(ForgetConfig(classes=number_set.text_of(classes)))
-    if backdoor and not config.attack.clients:
+    if backdoor and not config.attack.planters:
         raise ConfigError("--backdoor: no client of this run planted one ([attack] is empty)")
     named = config.attack.client_set if backdoor else clients
     for client in named:

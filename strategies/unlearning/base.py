@@ -45,6 +45,7 @@ class Unlearning(SparseStrategy):
 
     Settings = UnlearningSettings
     clients_keep = False
+    takes_rules = False
     sparser = "--set strategy.name=prune-finetune --set strategy.density={}"
 
     targets: ClassVar[frozenset[str]] = frozenset(KINDS)

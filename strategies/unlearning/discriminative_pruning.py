@@ -148,6 +148,11 @@ class ActivationReader(Reader):
 
     activations: wire.Schema = NOTHING
 
+    @property
+    def extras(self) -> Mapping[str, int]:
+        """The activations."""
+        return {messages.ACTIVATIONS: self.activations.most_bytes}
+
     def extra(self, message: Message) -> State:
         """Decode the activations of a reply."""
         payload = wire.unpack(message.content.array_records[messages.ACTIVATIONS])

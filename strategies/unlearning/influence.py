@@ -6,7 +6,7 @@ that of the mean gradients of parts of clients' data, not of samples one by one:
 rank than there are parts, and the damping decides in all other directions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -143,6 +143,11 @@ class GradientReader(Reader):
     gradients: wire.Schema = NOTHING
     mask: Mask | None = None
     parts: int = 1
+
+    @property
+    def extras(self) -> Mapping[str, int]:
+        """A gradient a part, and that of what is forgotten."""
+        return {messages.GRADIENTS: (self.parts + 1) * self.gradients.most_bytes}
 
     def extra(self, message: Message) -> Gradients:
         """Decode the gradients; raises WireError where there are none, or too many."""

@@ -271,7 +271,7 @@ def test_no_figures_of_a_reply_stop_a_run(tmp_path):
     assert folder.finished
     for kind in ("train", "evaluate"):
         found = [row for row in folder.clients() if row["kind"] == kind]
-        assert [row["status"] for row in found] == ["failed"] * 3 + ["ok"]
+        assert [row["status"] for row in found] == ["rejected"] * 3 + ["ok"]
         assert [row["train_flops"] is None for row in found[:3]] == [True] * 3
         assert "train-flops is nan" in found[0]["reason"]
         assert "is a list" in found[1]["reason"]
