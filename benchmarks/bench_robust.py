@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.bench_robust --seeds 0,1,2
 
 Fifty clients on the digits data, the first ten hostile from the first round to the last; a static
-mask at density 0.1. Each attack meets each rule; `clean` is the same run without an attack. Data are
-dealt evenly (iid) and by Dirichlet 0.5. Written to benchmarks/results/robust.json as it goes; what
-is there already is not run again.
+mask at density 0.1. Each attack meets each rule; `clean` is the same run without an attack. Data
+are dealt evenly (iid) and by Dirichlet 0.5. Written to benchmarks/results/robust.json as it goes;
+what is there already is not run again.
 """
 
 import argparse
@@ -36,10 +36,10 @@ BROKEN = {"not-finite", "oversize", "wrong-mask", "stale"}
 """Attacks that every check sees, whatever the rule."""
 
 BASE: dict[str, dict[str, Any]] = {
-    "run": {"rounds": 30, "eval_every": 30, "checkpoint_every": 30},
+    "run": {"rounds": 25, "eval_every": 25, "checkpoint_every": 25},
     "data": {"name": "digits", "public_samples": 100, "client_test_fraction": 0.0},
     "model": {"name": "cnn", "width": 0.5},
-    "strategy": {"name": "static", "density": 0.1, "pretrain_epochs": 5},
+    "strategy": {"name": "static", "density": 0.1, "pretrain_epochs": 10},
     "client": {"lr": 0.05, "batch_size": 16, "local_epochs": 2},
     "fleet": {"clients": 50},
     "engine": {"name": "inline"},
@@ -108,8 +108,10 @@ def main() -> None:
     wanted = [
         (p, a, r, s)
         for s in seeds
+        for broken in (False, True)
         for p in options.partitions.split(",")
         for a in ATTACKS
+        if (a in BROKEN) == broken
         for r in RULES
     ]
     for number, point in enumerate(wanted, 1):

@@ -62,6 +62,12 @@ def make(task: Task) -> Strategy:
             f"fleet.novel_clients: strategy '{section['name']}' draws from all nodes by itself; "
             "leave it out, or choose a strategy of fedsparse"
         )
+    for key in ("rule", "max_norm", "max_examples"):
+        if (value := getattr(task.config.robust, key)) not in (None, "mean"):
+            raise ConfigError(
+                f"robust.{key} = {value!r}: strategy '{section['name']}' judges and combines "
+                "replies by itself; leave it out, or choose a strategy of fedsparse"
+            )
     extra = {k: v for k, v in section.items() if k not in StrategySettings.model_fields}
     _check_numbers(cls, extra)
     try:
