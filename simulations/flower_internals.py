@@ -223,6 +223,23 @@ def _own_value(value: Any) -> Any:
     return _made(Array, {name: fields[name] for name in ("dtype", "shape", "stype", "data")})
 
 
+def copied(reply: Message) -> Message:
+    """Return a reply of its own with the same metadata and content, as one that comes twice."""
+    made = _made(Message, dict(reply.__dict__))
+    made.__dict__["_metadata"] = _made(Metadata, dict(reply.metadata.__dict__))
+    return made
+
+
+def skew(reply: Message, seconds: float) -> None:
+    """Have a reply say that it was made at another time, as a node's wrong clock does."""
+    reply.metadata.__dict__["_created_at"] += seconds
+
+
+def redirect(reply: Message, node: int) -> None:
+    """Have a reply say that it comes from another node."""
+    reply.metadata.__dict__["_src_node_id"] = node
+
+
 def error_reply(message: Message, code: int, reason: str) -> Message:
     """Return the error that stands for a client's reply, its reason on one line."""
     return Message(Error(code, " ".join(reason.split())), reply_to=message)

@@ -292,7 +292,7 @@ class MeteredGrid(Grid):
             return []
         client_of = self.directory.client_of
         adds = {"reader": reader} if reader and getattr(self.inner, "adds_up", False) else {}
-        replies = list(self.inner.send_and_receive(messages=sent, timeout=timeout, **adds))
+        replies = answers(self.inner.send_and_receive(messages=sent, timeout=timeout, **adds), sent)
         reached: set[str] | None = getattr(self.inner, "reached", None)
         sizes: dict[int, int] = {}  # of what is sent to several clients
         for message in sent:
@@ -341,6 +341,23 @@ class MeteredGrid(Grid):
             client = self.directory.client_of[reply.metadata.src_node_id]
             _count(self._traffic.up, client, reply)
         return replies
+
+
+def answers(replies: Iterable[Message], sent: Sequence[Message]) -> list[Message]:
+    """Return the replies to what was sent, each from the node that it was sent to.
+
+    One to a message of an earlier round counted there, or was given up: it must not stand for its
+    client's reply now. A grid that numbers no messages has its nodes alone looked at.
+    """
+    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in sent}
+    nodes = set(asked.values())
+    if "" in asked:
+        return [reply for reply in replies if reply.metadata.src_node_id in nodes]
+    return [
+        reply
+        for reply in replies
+        if asked.get(reply.metadata.reply_to_message_id) == reply.metadata.src_node_id
+    ]
 
 
 def payload_bytes(message: Message) -> int:
