@@ -6,7 +6,6 @@ after the first; the same figure each time. They are never time: an emulator has
 no pipeline.
 """
 
-import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -136,10 +135,10 @@ def _run(
             "first on the PATH that does: Debian 12's qemu-user, or qemu built with "
             "--enable-plugins"
         )
-    reply: dict[str, Any] = json.loads(done.stdout) if done.stdout.endswith("}\n") else {}
+    reply = runtimes.reply_of(done.stdout)
     if "failed" in reply:
         raise runtimes.explain(file, runtime, reply, f"in '{guest.folder}'")
-    if done.returncode != 0 or not reply:
+    if done.returncode != 0 or reply.keys() != {"version"}:
         raise BenchError(
             f"{runtime} fails on '{file}' under emulation: {ending(done.returncode, done.stderr)}; "
             "the file may be damaged: export it again"
@@ -152,7 +151,12 @@ def _costs(counts: Path) -> tuple[int, int]:
 
     They stand before and after loading, before and after the first inference, and after two more.
     """
-    marks = [int(line) for line in counts.read_text(encoding="ascii").split()]
-    before, loaded, filled, first, last = marks[-5:]
+    try:
+        marks = [int(line) for line in counts.read_text(encoding="ascii").split()]
+        before, loaded, filled, first, last = marks[-5:]
+    except (OSError, ValueError):
+        raise BenchError(
+            "the emulator's plugin wrote no counts; is the emulator on the PATH qemu's own?"
+        ) from None
     one = (last - first) // 2
     return one, (loaded - before) + (first - filled) - one

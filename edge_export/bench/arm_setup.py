@@ -31,6 +31,8 @@ WHEELS = {
     runtimes.LITERT: ("ai-edge-litert==2.3.0", "numpy==2.2.6"),
     runtimes.TFLITE: ("tflite-runtime==2.14.0", "numpy==1.26.4"),
 }
+NUMPY_OF_LATER = (13, "numpy==2.2.6", "numpy==2.3.5")
+"""Minor version of the last Python 3 that the first numpy has wheels for, and what follows it."""
 LAST_PYTHON = {runtimes.TFLITE: 11}
 """Minor version of the last Python 3 that a runtime has wheels for; no bound where it has none."""
 OLDEST_GLIBC = 17
@@ -304,7 +306,10 @@ def _wheels(folder: Path, runtime: str, python: str, glibc: int) -> dict[str, st
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
     command += ["--quiet", "--only-binary=:all:", "--no-deps", "--no-compile"]
     command += ["--implementation=cp", f"--python-version={python}", *platforms]
-    command += [f"--report={report}", f"--target={folder}", *WHEELS[runtime]]
+    last, first, later = NUMPY_OF_LATER
+    newer = int(python.partition(".")[2]) > last
+    wanted = [later if newer and name == first else name for name in WHEELS[runtime]]
+    command += [f"--report={report}", f"--target={folder}", *wanted]
     done = run(command, PATIENCE_TO_FETCH, f"pip, which fetches {runtime},")
     if done.returncode != 0:
         raise BenchError(f"pip cannot fetch {runtime} for aarch64: {one_line(done.stderr)}")

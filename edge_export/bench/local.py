@@ -4,14 +4,13 @@ Each file is loaded in a fresh process, all pinned to the same cores. Then they 
 few inferences each, so that whatever else the machine does falls on all of them alike.
 """
 
-import json
 import math
 import os
 import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from edge_export.bench import runtimes
 from edge_export.bench.ending import ending
-from fedsparse.errors import BenchError
+from fedsparse.errors import BenchError, one_line
 
 WORKER = Path(__file__).with_name("worker.py")
 ROUNDS = 20
@@ -32,6 +31,11 @@ MOST_A_TURN = 50
 WARM_UP_SECONDS, LEAST_WARM_UP = 0.3, 3
 PATIENCE_SECONDS = 600.0
 """A worker that is silent for so long is given up."""
+PATIENCE_TO_END = 60.0
+"""A worker that has answered for the last time ends within so many seconds."""
+STARTED = frozenset({"import_ns", "cold_ns", "version"})
+INFERRED, ENDED = frozenset({"ns"}), frozenset({"peak_memory_bytes"})
+"""What the worker's replies hold."""
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 """Called with what goes on, how much is done, and of how much."""
@@ -110,7 +114,7 @@ class Worker:
         self.file, self.runtime = file, runtime
         self._process, self._python, self._folder = process, python, folder
         self._samples: list[int] = []
-        self._start = self._answer()
+        self._start = self._answer(STARTED)
 
     def warm_up(self) -> int:
         """Run until caches and clock have settled; return how many inferences make a turn."""
@@ -125,8 +129,8 @@ class Worker:
 
     def finish(self, threads: int) -> LocalCost:
         """End the process and return what was measured."""
-        last = self._ask("end")
-        if self._process.wait(PATIENCE_SECONDS) != 0:
+        last = self._ask("end", ENDED)
+        if self._ended() != 0:
             raise self._crashed()
         p50, p90, p99 = (float(v) / 1e6 for v in np.percentile(self._samples, (50, 90, 99)))
         return LocalCost(
@@ -145,14 +149,14 @@ class Worker:
             outputs=saved_outputs(self._folder),
         )
 
-    def _ask(self, line: str) -> dict[str, Any]:
+    def _ask(self, line: str, wanted: Set[str] = INFERRED) -> dict[str, Any]:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # what ended the worker is told below
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
-        return self._answer()
+        return self._answer(wanted)
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, wanted: Set[str]) -> dict[str, Any]:
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE_SECONDS)
         if not ready:
@@ -160,13 +164,25 @@ class Worker:
         line = self._process.stdout.readline()
         if not line.endswith("\n"):
             raise self._crashed()
-        reply: dict[str, Any] = json.loads(line)
+        reply = runtimes.reply_of(line)
         if "failed" in reply:
             raise runtimes.explain(self.file, self.runtime, reply, f"by '{self._python}'")
+        if reply.keys() != wanted:
+            raise BenchError(
+                f"'{self._python}' answers {one_line(line)[:80]!r}, not as an interpreter of "
+                "Python that runs the worker does; give another --runtime-python"
+            )
         return reply
 
+    def _ended(self) -> int:
+        """Return the exit status; raises BenchError for a process that goes on."""
+        try:
+            return self._process.wait(PATIENCE_TO_END)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"'{self._python}' does not end after '{self.file}'") from None
+
     def _crashed(self) -> BenchError:
-        code = self._process.wait(PATIENCE_SECONDS)
+        code = self._ended()
         errors = (self._folder / "errors").read_text(encoding="utf-8", errors="replace")
         return BenchError(
             f"{self.runtime} fails on '{self.file}': {ending(code, errors)}; "

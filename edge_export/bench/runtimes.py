@@ -92,11 +92,34 @@ def sidecar(file: Path) -> dict[str, Any]:
     return content
 
 
+def reply_of(line: str) -> dict[str, Any]:
+    """Return a worker's reply; empty where a line is none, as an interpreter of another kind's is.
+
+    Times are lists of whole numbers, other figures whole numbers; none is negative.
+    """
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    texts = {"failed", "message", "version"}
+    if not isinstance(found, dict) or not all(_is_figure(v, k in texts) for k, v in found.items()):
+        return {}
+    return found
+
+
+def _is_figure(value: Any, text: bool) -> bool:
+    if text:
+        return isinstance(value, str)
+    if isinstance(value, list):
+        return bool(value) and all(type(each) is int and each >= 0 for each in value)
+    return type(value) is int and value >= 0
+
+
 def explain(file: Path, runtime: str, reply: Mapping[str, Any], where: str) -> BenchError:
     """Return the error for a worker's reply that something failed; `where` it ran."""
     if reply["failed"] == "import":
-        return missing(runtime, where, one_line(reply["message"]))
-    return BenchError(f"{runtime} cannot run '{file}': {one_line(reply['message'])}")
+        return missing(runtime, where, one_line(reply.get("message")))
+    return BenchError(f"{runtime} cannot run '{file}': {one_line(reply.get('message'))}")
 
 
 def missing(runtime: str, where: str, reason: str) -> BenchError:

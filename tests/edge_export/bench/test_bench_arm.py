@@ -158,6 +158,34 @@ printf '0 10 10 30 50' > counts; echo '{said}'"""
     assert kept[0] == kept[1]
 
 
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc: apt-get install gcc")
+@pytest.mark.parametrize("said", ["{hello}", "[{}\n}", '{"other": 1}'])
+def test_a_guest_that_answers_something_else_is_told(files, tmp_path, temporary, monkeypatch, said):
+    stand_in(tmp_path, monkeypatch, f"printf '0 10 10 30 50' > counts; echo '{said}'")
+    with pytest.raises(BenchError, match="under emulation: it ended with exit status 0"):
+        arm.instructions(files, root=root_in(tmp_path / "root"))
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc: apt-get install gcc")
+def test_an_emulator_that_writes_no_counts_is_told(files, tmp_path, temporary, monkeypatch):
+    stand_in(tmp_path, monkeypatch, """printf 'x' > counts; echo '{"version": "1"}'""")
+    with pytest.raises(BenchError, match="wrote no counts"):
+        arm.instructions(files, root=root_in(tmp_path / "root"))
+
+
+def test_an_emulator_or_a_compiler_that_does_not_end_is_told(tmp_path, monkeypatch):
+    slow = tiny_files.program(tmp_path, "qemu", "exec sleep 60")
+    stand_in(tmp_path, monkeypatch, "")
+    ours = plugin.emulator()
+    plugin.interface_of(ours)
+    monkeypatch.setattr(plugin, "PATIENCE_SECONDS", 0.2)
+    with pytest.raises(BenchError, match="--version' does not end within"):
+        plugin.interface_of(slow)
+    tiny_files.program(tmp_path / "bin", "gcc", "exec sleep 60")
+    with pytest.raises(BenchError, match="bin/gcc' does not end within"):
+        plugin.compiled(ours)
+
+
 def test_a_runtime_that_the_root_lacks_is_named(files, tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, "")
     with pytest.raises(BenchError, match=r"has no tflite_runtime, .* Python 3\.11"):

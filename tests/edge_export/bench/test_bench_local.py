@@ -90,6 +90,37 @@ def test_a_crash_while_measuring_is_told(tmp_path):
         local.measure([tiny_files.dense(tmp_path)], python=python)
 
 
+STARTED = '{"import_ns": 1, "cold_ns": 1, "version": "1"}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "echo hello",
+        "echo '[1]'",
+        "echo '{}'",
+        """echo '{"import_ns": "x", "cold_ns": 1, "version": "1"}'""",
+        """echo '{"failed": ["load"]}'""",
+        f"echo '{STARTED}'; read line; echo 7",
+        f"""echo '{STARTED}'; read line; echo '{{"ns": []}}'""",
+    ],
+)
+def test_an_interpreter_that_answers_something_else_is_told(tmp_path, text):
+    python = tiny_files.program(tmp_path, "python", text)
+    with pytest.raises(BenchError, match="give another --runtime-python"):
+        local.measure([tiny_files.dense(tmp_path)], python=python)
+
+
+@pytest.mark.parametrize("last", ["", """echo '{"peak_memory_bytes": 1}';"""])
+def test_a_worker_that_does_not_end_is_told(tmp_path, monkeypatch, last):
+    monkeypatch.setattr(local, "PATIENCE_TO_END", 0.2)
+    loop = f"""while read line; do
+case $line in end) {last} exec sleep 60 >&- ;; esac; echo '{{"ns": [9000000]}}'; done"""
+    python = tiny_files.program(tmp_path, "python", f"echo '{STARTED}'; {loop}")
+    with pytest.raises(BenchError, match="does not end after"):
+        local.measure([tiny_files.dense(tmp_path)], python=python)
+
+
 @pytest.mark.skipif(find_spec("tflite_runtime") is not None, reason="tflite_runtime is here")
 def test_a_missing_runtime_says_how_to_make_its_environment(tmp_path):
     with pytest.raises(BenchError, match=r"pip install tflite-runtime 'numpy<2'`, then --runtime-"):
