@@ -88,6 +88,7 @@ def import_(
     inference, taken for training. A run uses the profile with --set fleet.profile=FILE.toml.
     """
     from edge_export import device_profile as profiles
+    from fedsparse.errors import BenchError
 
     given = benchmark_log if source is None else source
     if given is None or (source is not None and benchmark_log is not None):
@@ -98,13 +99,16 @@ def import_(
         raise click.UsageError("--instructions-per-cycle is for --clock HZ; give that, too")
     if name is not None and not name.strip():
         raise click.UsageError("--name '' is empty; leave it out for the device's own")
+    if out is None and not given.name:
+        raise BenchError(f"'{given}' is a folder; give the path of a device.json")
     place = out or given.with_suffix(".toml")
     profiles.check_place(place)
     base = profiles.base_of(based_on)
     content, found = _read(given, benchmark_log is not None)
     stated = None
     if clock is not None:
-        stated = profiles.Clock(clock, instructions_per_cycle or 1.0)
+        each = 1.0 if instructions_per_cycle is None else instructions_per_cycle
+        stated = profiles.Clock(clock, each)
     made = profiles.make(found, base, [*files, given.parent], name=name, clock=stated)
     if save_json is not None:
         _write_json(save_json, content)

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from edge_export.storage import DYNAMIC, STATIC
 from fedsparse.devices.reading import checked, json_of, text_of
@@ -24,9 +24,19 @@ def _finite(value: float) -> float:
     return value
 
 
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be text of one line, without control characters")
+    return value
+
+
 Positive = Annotated[float, AfterValidator(_finite), Field(gt=0, le=1e18)]
 Seconds = Annotated[float, AfterValidator(_finite), Field(ge=1e-9, le=1e6)]
 Count = Annotated[int, Field(gt=0, le=10**18)]
+MOST_TEXT = 1000
+Text = Annotated[str, Field(max_length=MOST_TEXT), AfterValidator(_printable)]
+"""Whatever is shown or written of it stands on one line, and in any file."""
+Name = Annotated[str, Field(min_length=1, max_length=MOST_TEXT), AfterValidator(_printable)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -42,8 +52,8 @@ class Export(Read):
     macs: Count
     kept_macs: Annotated[int, Field(ge=0)]
     layout: Literal["dense", "sparse"]
-    values: str
-    storage: str | None = None
+    values: Text
+    storage: Text | None = None
     sha256: Digest | None = None
 
     @model_validator(mode="after")
@@ -63,6 +73,11 @@ class Export(Read):
         if self.storage is None:
             return self.values != "int8" or self.layout == "sparse"
         return not self.storage.endswith((STATIC, DYNAMIC))
+
+
+def unknown_work(export: dict[str, Any]) -> bool:
+    """Whether export wrote of a file that it does not know its multiply-adds."""
+    return "macs" in export and export["macs"] is None
 
 
 class Times(Read):
@@ -86,13 +101,19 @@ class Times(Read):
 class Result(Read):
     """One file's figures: seconds, or instructions, of one inference."""
 
-    file: str = Field(min_length=1)
-    path: str | None = None
+    file: Name
+    path: Text | None = None
     sha256: Digest | None = None
     count: Count | None = None
     seconds: Times | None = None
     instructions: Positive | None = None
     export: Export | None = None
+
+    @field_validator("export", mode="before")
+    @classmethod
+    def _known(cls, export: Any) -> Any:
+        """Export knows no multiply-adds of a model that it did not read layer by layer."""
+        return None if isinstance(export, dict) and unknown_work(export) else export
 
     @model_validator(mode="after")
     def _measured(self) -> "Result":
@@ -111,15 +132,15 @@ class Machine(Read):
 class Runtime(Read):
     """What ran the files."""
 
-    name: str
-    version: str = ""
+    name: Text
+    version: Text = ""
 
 
 class Conditions(Read):
     """What went on while it was measured; None where the system did not tell."""
 
     throttled: bool | None = None
-    reasons: list[str] = Field(default_factory=list)
+    reasons: list[Text] = Field(default_factory=list, max_length=100)
 
 
 class DeviceFile(Read):
@@ -127,8 +148,8 @@ class DeviceFile(Read):
 
     format: str
     version: int
-    name: str = Field(min_length=1)
-    made: str = ""
+    name: Name
+    made: Text = ""
     complete: bool = True
     machine: Machine = Machine()
     runtime: Runtime

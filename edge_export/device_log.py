@@ -16,11 +16,14 @@ from fedsparse.errors import BenchError
 
 NUMBER = r"(\d{1,18}(?:\.\d+)?(?:e[+-]?\d{1,3})?)"
 OWN = re.compile(r"^fedsparse: (\w+) ?(.*)$")
-GRAPH = re.compile(r"\bGraph: \[(.+)\]")
+GRAPH = re.compile(r"\bGraph: \[([^\]]+)\]")
 THREADS = re.compile(r"\bNum threads: \[(\d{1,9})\]|#threads used for CPU inference: \[(\d{1,9})\]")
-RUN = re.compile(rf"\bcount=(\d{{1,18}}) .*\bavg={NUMBER}(?:.*\bmedian={NUMBER})?")
+COUNT = re.compile(r"\bcount=(\d{1,18}) ")
+MEAN, MEDIAN = re.compile(rf"\bavg={NUMBER}"), re.compile(rf"\bmedian={NUMBER}")
 END = re.compile(rf"Inference timings in us: Init: {NUMBER}, First inference: {NUMBER},")
 MEMORY = re.compile(r"^Mem(Total|Available):\s*(\d{1,18}) kB")
+LONGEST = 4096
+"""Characters of a line that are looked at; benchmark_model's own are far shorter."""
 STATUS = re.compile(r"Thermal Status: (\d{1,9})")
 
 
@@ -31,7 +34,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     log = _Log()
     for line in text_of(path, "log", BenchError).splitlines():
-        log.take(line.strip())
+        log.take(line[:LONGEST].strip())
     if not log.runs:
         raise BenchError(
             f"'{path}' holds no finished run of benchmark_model; it ends a run with a line "
@@ -46,7 +49,7 @@ class _Log:
         self.memory: dict[str, int] = {}
         self.threads = 1
         self.file = ""
-        self.last: re.Match[str] | None = None
+        self.last: tuple[str, str, str | None] | None = None
         self.complete = True
         self.runs: dict[str, list[dict[str, Any]]] = {}
 
@@ -63,21 +66,22 @@ class _Log:
             self.threads = int(found[1] or found[2])
         elif found := MEMORY.match(line):
             self.memory[found[1]] = 1024 * int(found[2])
-        elif found := RUN.search(line):
+        elif found := _run(line):
             self.last = found
-        elif (found := END.search(line)) and self.last and self.file:
-            self._end(found, self.last)
+        elif (end := END.search(line)) and self.last and self.file:
+            self._end(end, self.last)
 
     def _begin(self, file: str) -> None:
         self.complete &= not self.file or self.file in self.runs
         self.file, self.last = file, None
 
-    def _end(self, end: re.Match[str], run: re.Match[str]) -> None:
+    def _end(self, end: re.Match[str], run: tuple[str, str, str | None]) -> None:
+        count, mean, middle = run
         self.runs.setdefault(self.file, []).append(
             {
-                "count": int(run[1]),
-                "mean": float(run[2]) / 1e6,
-                "p50": float(run[3]) / 1e6 if run[3] else None,
+                "count": int(count),
+                "mean": float(mean) / 1e6,
+                "p50": float(middle) / 1e6 if middle else None,
                 "setup_seconds": float(end[1]) / 1e6,
                 "first_seconds": float(end[2]) / 1e6,
                 "sha256": self.own.get("sha256"),
@@ -107,6 +111,16 @@ class _Log:
             },
             "results": [_result(file, runs) for file, runs in self.runs.items()],
         }
+
+
+def _run(line: str) -> tuple[str, str, str | None] | None:
+    """Return a run's count, mean and median, as the line says them; no median in old logs."""
+    count = COUNT.search(line)
+    mean = MEAN.search(line, count.end()) if count else None
+    if count is None or mean is None:
+        return None
+    middle = MEDIAN.search(line, mean.end())
+    return count[1], mean[1], middle[1] if middle else None
 
 
 def _result(file: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ taken for training, which each source says. What was not measured is that of ano
 
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import tomli_w
 
 from edge_export import device_graph
-from edge_export.device_json import DeviceFile, Export, Result
+from edge_export.device_json import DeviceFile, Export, Result, unknown_work
 from fedsparse.devices import mixture
 from fedsparse.devices.profile import Profile, from_mapping
-from fedsparse.devices.reading import checked, json_of, text_of
+from fedsparse.devices.reading import checked, json_of, shown, text_of
 from fedsparse.errors import BenchError, ConfigError
 from fedsparse.runs.atomic import write_file, writing
 
@@ -25,6 +26,8 @@ FLOPS = 2
 """FLOPs of a multiply-add, as in `fedsparse.sparsity.cost`."""
 SAME_NETWORK = 0.2
 """Files of one network may differ by this much in multiply-adds, such as by padded channels."""
+LEAST_SECONDS, MOST_SECONDS = 1e-9, 1e6
+"""As of what is measured: an inference takes no less and no more."""
 NO_FASTER = 0.97
 """A sparse file that takes more than this part of the dense one's time ran no sparse kernels."""
 TRAINING = "assumption: training reaches the FLOP/s of inference"
@@ -39,7 +42,7 @@ class Clock:
 
     def seconds(self, instructions: float) -> float:
         """Return how long so many instructions take."""
-        return instructions / (self.hertz * self.instructions_per_cycle)
+        return instructions / self.hertz / self.instructions_per_cycle
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,9 @@ def work_of(result: Result, places: Sequence[Path]) -> Export:
         return result.export
     other = None
     for place in (*places, *([Path(result.path)] if result.path else [])):
-        path = place / result.file if place.is_dir() else place
-        if path.name != result.file or not path.is_file():
+        content = _content(path := _in(place, result.file), result.file)
+        if content is None:
             continue
-        content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if result.sha256 in (None, digest):
             return _sidecar(path, digest) or device_graph.count(content, str(path))
@@ -104,12 +106,38 @@ def work_of(result: Result, places: Sequence[Path]) -> Export:
     )
 
 
+def _in(place: Path, file: str) -> Path:
+    return place / file if _is(place, Path.is_dir) else place
+
+
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether a path is of a kind; one that no system takes as a name is of none."""
+    try:
+        return kind(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _content(path: Path, name: str) -> bytes | None:
+    """Return what a file of that name holds, None for another; raises BenchError."""
+    if path.name != name or not _is(path, Path.is_file):
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BenchError(
+            f"'{path}' cannot be read: {error.strerror}; check its permissions"
+        ) from None
+
+
 def _sidecar(path: Path, digest: str) -> Export | None:
     beside = path.with_name(f"{path.name}.json")
     if not beside.is_file():
         return None
     data = json_of(text_of(beside, "export's file", BenchError), beside, BenchError)
-    return checked(Export, data, str(beside)) if data.get("sha256") == digest else None
+    if data.get("sha256") != digest or unknown_work(data):
+        return None
+    return checked(Export, data, str(beside))
 
 
 def make(
@@ -168,7 +196,17 @@ def check_place(path: Path) -> None:
     """Refuse a place that no profile can be written to, before any work is done."""
     if path.suffix.lower() != ".toml":
         raise ConfigError(f"--out '{path}': the name of a profile ends in .toml")
-    if path.is_dir() or not path.parent.is_dir():
+    try:
+        fits = not path.is_dir() and path.parent.is_dir()
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"--out {shown(str(path))} cannot be written ({reason}); choose another name"
+        ) from None
+    if not fits:
         raise ConfigError(
             f"--out '{path}' cannot be written; choose a file in a folder that exists"
         )
@@ -197,7 +235,14 @@ def _seconds(result: Result, clock: Clock | None) -> float:
         return result.seconds.typical[1]
     assert clock is not None
     assert result.instructions is not None
-    return clock.seconds(result.instructions)
+    seconds = clock.seconds(result.instructions)
+    if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
+        raise ConfigError(
+            f"--clock {clock.hertz:g} and {clock.instructions_per_cycle:g} instructions a cycle: "
+            f"an inference of '{result.file}' would take {seconds:g} s; state a core's, such as "
+            "--clock 1.5e9"
+        )
+    return seconds
 
 
 def _dense(timed: list[Timed]) -> Timed:

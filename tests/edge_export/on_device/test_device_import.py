@@ -9,9 +9,11 @@ import pytest
 
 pytest.importorskip("ai_edge_litert", reason="pip install 'fedsparse[export]'")
 
+from edge_export.device_profile import check_place
 from edge_export.storage import Storage
 from fedsparse.devices import mixture
 from fedsparse.devices.profile import shipped
+from fedsparse.errors import ConfigError
 from tests.command_line import error_line, invoke
 from tests.device_files import profile_file
 from tests.edge_export.on_device.exported_files import both, network, written
@@ -319,6 +321,82 @@ def test_a_clock_is_a_positive_number(tmp_path, clock):
     path = put(tmp_path, {"results": rows})
     line = error_line(invoke("devices", "import", path, "--clock", clock))
     assert line == f"--clock {float(clock)}: must be a positive number"
+
+
+@pytest.mark.parametrize("each", ["nan", "0", "-1"])
+def test_instructions_a_cycle_are_a_positive_number(tmp_path, each):
+    rows = [{"file": "x", "instructions": 5, "export": GOOD["results"][0]["export"]}]
+    options = ("--clock", "1e9", "--instructions-per-cycle", each)
+    line = error_line(invoke("devices", "import", put(tmp_path, {"results": rows}), *options))
+    assert line == f"--instructions-per-cycle {float(each)}: must be a positive number"
+
+
+@pytest.mark.parametrize(("clock", "each"), [("1e300", "1e300"), ("1e-300", "1e-300"), ("1", "1")])
+def test_a_clock_is_that_of_a_core(tmp_path, clock, each):
+    rows = [{"file": "x", "instructions": 10**9, "export": GOOD["results"][0]["export"]}]
+    options = ("--clock", clock, "--instructions-per-cycle", each)
+    line = error_line(invoke("devices", "import", put(tmp_path, {"results": rows}), *options))
+    assert "an inference of 'x' would take" in line
+    assert not (tmp_path / "device.toml").exists()
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_folder_is_no_device_json(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "is a folder; give the path of a" in error_line(invoke("devices", "import", place))
+
+
+@pytest.mark.parametrize("out", ["n" * 300 + ".toml", "n" * 300 + "/a.toml"])
+def test_a_name_that_no_system_takes_is_refused(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, GOOD)
+    line = error_line(invoke("devices", "import", "device.json", "--out", out))
+    assert line.startswith("--out '")
+    assert [path.name for path in tmp_path.iterdir()] == ["device.json"]
+
+
+def test_a_name_with_a_zero_byte_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be written .embedded null byte."):
+        check_place(tmp_path / "a\0b.toml")
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "b" * 300])
+@pytest.mark.parametrize("key", ["file", "path"])
+def test_a_measured_name_that_no_system_takes_lies_nowhere(tmp_path, name, key):
+    content = changed(key, name)
+    content["results"][0]["export"] = None
+    line = error_line(invoke("devices", "import", put(tmp_path, content)))
+    assert "give the file or its folder with --files" in line
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\x1b[31m", "a\ud800", "a\0", "\u2028", "a" * 1001])
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("name", lambda text: {"name": text}),
+        ("made", lambda text: {"made": text}),
+        ("runtime.name", lambda text: {"runtime": {"name": text}}),
+        ("runtime.version", lambda text: {"runtime": {"name": "x", "version": text}}),
+        ("conditions.reasons.0", lambda text: {"conditions": {"reasons": [text]}}),
+        ("results.0.file", lambda text: changed("file", text)),
+        ("results.0.path", lambda text: changed("path", text)),
+    ],
+)
+def test_a_text_is_one_line_that_can_be_shown(tmp_path, text, key, change):
+    line = error_line(invoke("devices", "import", put(tmp_path, {**GOOD, **change(text)})))
+    assert f"{key} = " in line
+    assert line.isprintable()
+
+
+def test_work_that_export_does_not_know_is_counted_from_the_file(tmp_path):
+    dense, _ = both(tmp_path, sidecar=True)
+    beside = Path(f"{dense}.json")
+    said = json.loads(beside.read_text()) | {"macs": None, "kept_macs": None}
+    beside.write_text(json.dumps(said))
+    profile, _ = imported(tmp_path, device(bare(dense)))
+    assert profile.dense_flops == pytest.approx(2 * MACS / 1e-3)
+    profile, _ = imported(tmp_path, device({**bare(dense), "export": said}))
+    assert profile.dense_flops == pytest.approx(2 * MACS / 1e-3)
 
 
 def test_a_truncated_file_is_not_the_one_that_was_measured(tmp_path):

@@ -102,6 +102,27 @@ def test_a_log_without_a_finished_run_is_refused(tmp_path, text):
         device_log.read(tmp_path / "some.log")
 
 
+@pytest.mark.parametrize("what", ["count=1 ", "Graph: [", "count=1 avg=1 "])
+def test_no_more_of_a_line_is_looked_at_than_a_run_has(tmp_path, monkeypatch, what):
+    seen, take = [], device_log._Log.take
+    monkeypatch.setattr(device_log._Log, "take", lambda log, line: seen.append(len(line)))
+    (tmp_path / "some.log").write_text(what * 10_000)
+    with pytest.raises(BenchError, match="holds no finished run"):
+        device_log.read(tmp_path / "some.log")
+    assert max(seen) <= 4096
+    monkeypatch.setattr(device_log._Log, "take", take)
+    with pytest.raises(BenchError, match="holds no finished run"):
+        device_log.read(tmp_path / "some.log")
+
+
+def test_no_pattern_holds_two_parts_that_match_the_same_text():
+    patterns = [each.pattern for each in vars(device_log).values() if hasattr(each, "pattern")]
+    assert len(patterns) > 5
+    for pattern in patterns:
+        open_ended = [part for part in (".*", ".+") if part in pattern]
+        assert not open_ended or pattern.startswith("^"), pattern
+
+
 # -- the script, with an adb that only says what a phone would say ------------------------------
 
 
