@@ -66,8 +66,8 @@ class _Log:
             self.threads = int(found[1] or found[2])
         elif found := MEMORY.match(line):
             self.memory[found[1]] = 1024 * int(found[2])
-        elif found := _run(line):
-            self.last = found
+        elif ran := _run(line):
+            self.last = ran
         elif (end := END.search(line)) and self.last and self.file:
             self._end(end, self.last)
 
