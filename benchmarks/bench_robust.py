@@ -32,6 +32,9 @@ ATTACKS = (
     "wrong-mask",
     "stale",
 )
+SCALES = {"scaled": 100.0, "sign-flip": 10.0, "gaussian": 100.0}
+"""Factors on the hostile updates: without one, ten honest-looking updates of fifty do little."""
+
 BROKEN = {"not-finite", "oversize", "wrong-mask", "stale"}
 """Attacks that every check sees, whatever the rule."""
 
@@ -55,7 +58,8 @@ def run_point(partition: str, attack: str, rule: str, seed: int) -> dict[str, An
     tree["data"]["partition"] = partition
     tree["robust"]["rule"] = rule
     if attack != "clean":
-        tree["attack"] = {"clients": f"0-{HOSTILE - 1}", "updates": attack}
+        scale = {"scale": SCALES[attack]} if attack in SCALES else {}
+        tree["attack"] = {"clients": f"0-{HOSTILE - 1}", "updates": attack, **scale}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         summary = run_experiment(config.resolve(tree), path, command="bench_robust")
@@ -118,7 +122,7 @@ def main() -> None:
         if key(*point) in points:
             continue
         points[key(*point)] = run_point(*point)
-        content = {"base": BASE, "hostile": HOSTILE, "points": points}
+        content = {"base": BASE, "hostile": HOSTILE, "scales": SCALES, "points": points}
         write_file(options.out, (json.dumps(content, indent=1) + "\n").encode())
         print(f"[{number}/{len(wanted)}] {key(*point)}: {points[key(*point)]['accuracy']:.3f}")
     for partition in options.partitions.split(","):

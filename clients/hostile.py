@@ -49,8 +49,8 @@ def scaled(factor: float) -> Change:
 
 
 def sign_flip(factor: float) -> Change:
-    """w - u: the update goes the other way, as long as it was."""
-    return lambda new, old, _: _moved(new, old, lambda u: -u)
+    """w - factor u: the update goes the other way; by a factor of 1 as long as it was."""
+    return lambda new, old, _: _moved(new, old, lambda u: -factor * u)
 
 
 def gaussian(factor: float) -> Change:

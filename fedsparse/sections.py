@@ -138,7 +138,10 @@ class AttackConfig(Section):
         | None
     ) = Field(default=None, description="what they send after honest training; unset: a backdoor")
     scale: Finite = Field(
-        default=10.0, gt=0, le=1e6, description="factor on updates that are scaled or noise"
+        default=10.0,
+        gt=0,
+        le=1e6,
+        description="factor on updates that are scaled, flipped or noise",
     )
     label: int = Field(default=0, ge=0, description="the class that the trigger stands for")
     fraction: Finite = Field(default=0.5, gt=0, le=1, description="of their training samples")

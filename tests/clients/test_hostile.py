@@ -1,11 +1,14 @@
 """Clients that attack, and what the server says of each: in rows, in the report, on any grid."""
 
+import numpy as np
 import pytest
 
+from fedsparse import wire
 from fedsparse.runs import RunFolder
+from fedsparse.sparsity import Mask
 from simulations.experiment import resume_experiment
 from simulations.report import write_report
-from tests.strategies.stage import play, reply, stage
+from tests.strategies.stage import payload, play, reply, stage
 from tests.tiny_runs import model_bytes, run, run_and_interrupt
 
 STATIC = ("strategy.name=static", "fleet.clients=5", "attack.clients=2")
@@ -33,7 +36,9 @@ def test_a_broken_reply_is_refused_with_its_reason(updates, dense):
 
 
 def test_a_turned_update_is_as_long_as_it_was_and_passes_the_checks():
-    strategy, grid = stage(*STATIC, "attack.updates=sign-flip", "robust.max_norm=2")
+    strategy, grid = stage(
+        *STATIC, "attack.updates=sign-flip", "attack.scale=1", "robust.max_norm=2"
+    )
     strategy.prepare(grid)
     play(strategy, grid, 1)
     assert strategy.failures == {}
@@ -102,3 +107,26 @@ def test_what_cannot_be_attacked_so_says_it():
     strategy.prepare(grid)
     play(strategy, grid, 1)
     assert "send no model that could be changed so" in strategy.failures[0]
+
+
+def test_a_payload_is_refused_from_the_first_byte_that_no_honest_one_has():
+    strategy, grid = stage("strategy.name=static")
+    strategy.prepare(grid)
+    most = strategy.schema.most_bytes
+    for extra, reason in ((0, "this is no fedsparse payload"), (1, f"{most} fit")):
+        bad = reply(strategy, 1, bytes(most + extra))
+        good = [reply(strategy, k, payload(strategy, 1.0)) for k in (0, 2)]
+        strategy.aggregate_train(1, [good[0], bad, good[1]])
+        assert reason in strategy.failures[1]
+
+
+@pytest.mark.parametrize("values", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.4, 1.0])
+def test_no_honest_payload_is_too_long(kept, values):
+    strategy, _ = stage("strategy.name=static")
+    rng = np.random.default_rng(0)
+    state = {n: rng.normal(size=s).astype(np.float32) for n, s in strategy.schema.tensors}
+    mask = Mask.from_arrays({n: rng.random(s) < kept for n, s in strategy.task.shapes.items()})
+    for sent in (None, mask):
+        length = len(wire.encode(state, mask=sent, values=values))
+        assert length <= strategy.schema.most_bytes
