@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsparse import config
+from fedsparse.errors import TooFewRepliesError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.atomic import write_file
 from simulations.experiment import run_experiment
@@ -62,11 +63,14 @@ def run_point(partition: str, attack: str, rule: str, seed: int) -> dict[str, An
         tree["attack"] = {"clients": f"0-{HOSTILE - 1}", "updates": attack, **scale}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
-        summary = run_experiment(config.resolve(tree), path, command="bench_robust")
+        try:
+            accuracy = run_experiment(config.resolve(tree), path, command="bench")["accuracy"]
+        except TooFewRepliesError:  # the model is so far gone that honest clients fail on it
+            accuracy = None
         rows = RunFolder.open(path).clients()
     rejected = [row for row in rows if row["status"] == "rejected"]
     return {
-        "accuracy": summary["accuracy"],
+        "accuracy": accuracy,
         "rejected": len(rejected),
         "rejected_clients": sorted({row["client"] for row in rejected}),
         "without_reason": sum(not row["reason"] for row in rejected),
@@ -85,11 +89,18 @@ def table(points: dict[str, Any], partition: str, seeds: list[int]) -> str:
         for rule in RULES:
             found = [points.get(key(partition, attack, rule, s)) for s in seeds]
             known = [one for one in found if one is not None]
-            cells.append(f"{statistics.mean(o['accuracy'] for o in known):.3f}" if known else "-")
+            cells.append(cell([one["accuracy"] for one in known]))
             if known:
                 rejected = str(max(len(one["rejected_clients"]) for one in known))
         lines.append(f"| {attack} | " + " | ".join(cells) + f" | {rejected} |")
     return "\n".join(lines) + "\n"
+
+
+def cell(accuracies: list[float | None]) -> str:
+    """Return a mean accuracy; `lost` where a run stopped because honest clients failed."""
+    if None in accuracies:
+        return "lost"
+    return f"{statistics.mean(accuracies):.3f}" if accuracies else "-"
 
 
 def key(partition: str, attack: str, rule: str, seed: int) -> str:
@@ -124,7 +135,7 @@ def main() -> None:
         points[key(*point)] = run_point(*point)
         content = {"base": BASE, "hostile": HOSTILE, "scales": SCALES, "points": points}
         write_file(options.out, (json.dumps(content, indent=1) + "\n").encode())
-        print(f"[{number}/{len(wanted)}] {key(*point)}: {points[key(*point)]['accuracy']:.3f}")
+        print(f"[{number}/{len(wanted)}] {key(*point)}: {cell([points[key(*point)]['accuracy']])}")
     for partition in options.partitions.split(","):
         print(table(points, partition, seeds))
 
