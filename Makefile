@@ -2,6 +2,7 @@
 #   make demo    set up and run the main job on the embedded default
 #   make test    set up and pass the tests, with their coverage
 #   make check   formatting, lint, types, documentation
+#   make audit   known vulnerabilities and unsafe calls
 #   make bench   benchmarks, in minutes
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.fedsparse-ready
 
-.PHONY: setup kernels demo test check format docs bench clean
+.PHONY: setup kernels demo test check format docs audit bench clean
 
 demo: setup
 	$(BIN)/fedsparse run --preset demo
@@ -44,6 +45,16 @@ format: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# In an environment of its own. What needs the network is bounded, and fails nothing without it.
+AUDIT := .venv-audit
+
+audit: setup
+	test -x $(AUDIT)/bin/bandit || { $(PYTHON) -m venv $(AUDIT) && \
+		$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check 'bandit[toml]>=1.8' 'pip-audit>=2.7'; }
+	$(AUDIT)/bin/bandit -q -c pyproject.toml -r fedsparse clients strategies edge_export simulations
+	timeout 300 $(AUDIT)/bin/pip-audit --timeout 20 --path $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])') || \
+		echo "pip-audit: it found something, or could not ask; see above"
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' \

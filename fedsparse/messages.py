@@ -143,5 +143,5 @@ def _read_plan(text: str) -> Plan:
     try:
         entries: dict[str, Any] = json.loads(text)
         return Plan(**entries)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the round's plan cannot be read: {error}") from None

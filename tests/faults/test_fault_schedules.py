@@ -46,7 +46,7 @@ def test_the_schedules_hold_every_fault_and_every_death(base):
 
 
 @pytest.mark.parametrize("how", [KILL, TEAR, FULL])
-@pytest.mark.parametrize("step", range(3, 126, 11))
+@pytest.mark.parametrize("step", range(3, 126, 17))
 def test_a_coordinator_that_ends_at_a_step_goes_on_to_the_same_bits(base, how, step):
     config = config_of("static", 1, False)
     whole = base / "whole"
