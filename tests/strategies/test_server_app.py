@@ -6,15 +6,38 @@ from flwr.common.config import flatten_dict
 from fedsparse.errors import ConfigError, RunFolderError, TooFewRepliesError
 from fedsparse.runs import RunFolder
 from simulations.experiment import CLIENT_APP, resume_experiment
-from simulations.flower_internals import new_context
+from simulations.flower_internals import RAISED, error_reply, new_context
 from simulations.grid import CohortGrid
 from strategies import server_app
 from tests.command_line import error_line, invoke
 from tests.strategies.stage import QUICK
-from tests.strategies.test_rounds import Failing
 from tests.tiny_runs import model_bytes, run, tiny
 
 SETTING = (*QUICK, "strategy.name=fedavg", "run.rounds=2", "fleet.min_replies=0.75")
+
+
+class Failing(CohortGrid):
+    """A grid on which half of the clients' training ends in an error."""
+
+    def push_messages(self, messages):
+        """Note what was sent under which number."""
+        sent = list(messages)
+        numbers = list(super().push_messages(sent))
+        self.sent = dict(zip(numbers, sent, strict=True))
+        return numbers
+
+    def pull_messages(self, message_ids):
+        """Replace some replies."""
+        replies = []
+        for reply in super().pull_messages(message_ids):
+            asked = self.sent[reply.metadata.reply_to_message_id]
+            if (
+                asked.metadata.message_type == "train"
+                and self.client_of(asked.metadata.dst_node_id) > 1
+            ):
+                reply = error_reply(asked, RAISED, "out of memory")
+            replies.append(reply)
+        return replies
 
 
 def start(out, monkeypatch, *assignments, grid=CohortGrid):
