@@ -27,6 +27,7 @@ from fedsparse.sections import (
     FleetConfig,
     ForgetConfig,
     ModelConfig,
+    PrivacyConfig,
     RobustConfig,
     RunConfig,
     StrategySettings,
@@ -43,6 +44,7 @@ __all__ = [
     "FleetConfig",
     "ForgetConfig",
     "ModelConfig",
+    "PrivacyConfig",
     "RobustConfig",
     "RunConfig",
     "StrategySettings",
@@ -73,6 +75,7 @@ class Config(BaseModel):
     forget: ForgetConfig = ForgetConfig()
     attack: AttackConfig = AttackConfig()
     robust: RobustConfig = RobustConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
 
     def to_json(self) -> str:
         """Return the configuration as canonical JSON, as it travels to clients."""

@@ -181,6 +181,26 @@ class RobustConfig(Section):
     )
 
 
+class PrivacyConfig(Section):
+    """`[privacy]`: what is promised to each client of the model that is made."""
+
+    clip: Finite | None = Field(
+        default=None, gt=0, description="longest update of a client, in L2; no privacy if unset"
+    )
+    noise: Finite = Field(
+        default=1.0, ge=0, description="deviation of the noise on the sum, over clip"
+    )
+    delta: Finite = Field(
+        default=1e-5, gt=0, lt=1, description="chance that epsilon does not hold; below 1/clients"
+    )
+    sampling: Literal["poisson", "fixed"] = Field(
+        default="poisson", description="clients of a round: each by a coin, or so many of all"
+    )
+    entropy: Literal["seed", "system"] = Field(
+        default="seed", description="of noise and sampling; seed is for simulation alone"
+    )
+
+
 class ModelConfig(Section):
     """`[model]`: a model of the zoo, or a dotted path to a factory."""
 

@@ -144,8 +144,8 @@ def least_replies(asked: int, least: float) -> int:
 
 
 def require_replies(got: int, asked: int, least: float, failures: dict[int, str]) -> None:
-    """Raise TooFewRepliesError when a round has too few replies to go on."""
-    needed = least_replies(asked, least)
+    """Raise TooFewRepliesError when a round has too few replies to go on; it may ask nobody."""
+    needed = least_replies(asked, least) if asked else 0
     if got >= needed:
         return
     example = next((f"; client {c}: {reason}" for c, reason in sorted(failures.items())), "")

@@ -34,6 +34,7 @@ from strategies.asking import asked
 from strategies.checks import overlong, trusted
 from strategies.combining import Before, exact_mean, rule_of
 from strategies.held import HeldMasks
+from strategies.private import Private, check_private
 from strategies.refusals import check_fit, check_plain, check_rule, check_target
 from strategies.replies import Answer as Answer
 from strategies.replies import Reader
@@ -69,6 +70,9 @@ class SparseStrategy(Strategy):
     takes_rules = True
     """Whether another rule than the mean may make the next model, where `aggregate` asks for it."""
 
+    private = False
+    """Whether model and mask depend on clients by `mean` alone; not inherited."""
+
     global_model = True
     """Whether the server's state is a model of use: one that is tested and reported."""
 
@@ -82,6 +86,7 @@ class SparseStrategy(Strategy):
         self.held = HeldMasks()
         takes = self.takes_rules and self.takes_mean
         check_rule(task.config, self.settings.name, takes, self.program or self.part)
+        check_private(task.config, self.settings.name, vars(type(self)).get("private", False))
         self.rule = rule_of(task)
         self.round_number = 0
         self.seats: dict[int, Seat] = {}
@@ -241,12 +246,14 @@ class SparseStrategy(Strategy):
         good = self.add_replies(replies) if self.adds_up else self.read_replies(replies)
         self.failures |= (long := overlong(good, self.before, self.task.config.robust.max_norm))
         good = [reply for reply in good if reply.client not in long]
+        nobody = isinstance(self.rule, Private) and not self.seats
         wanted = round_size(self.task.config.fleet)
-        wanted = min(wanted, len(self.seats) or wanted)
+        wanted = 0 if nobody else min(wanted, len(self.seats) or wanted)
         require_replies(len(good), wanted, self.task.config.fleet.min_replies, self.failures)
         self.note_held([reply.client for reply in good])
         self.aggregate(server_round, good)
-        loss = metrics.average([r.loss for r in good], [r.examples for r in good])
+        told = [(r.loss, r.examples) for r in good] or [(0.0, 1)]
+        loss = metrics.average(*zip(*told, strict=True))
         return MetricRecord({"loss": loss, "clients": len(good)})
 
     def configure_evaluate(
@@ -324,6 +331,8 @@ class SparseStrategy(Strategy):
         draw = getattr(grid, "cohort", None)
         if draw is None:
             config = self.task.config
+            if isinstance(self.rule, Private):
+                return dict.fromkeys(self.rule.cohort(round_number), FULL)
             drawn = cohort(config.fleet, config.run.seed, round_number, self.task.absent)
             return dict.fromkeys(drawn, FULL)
         seats: dict[int, Seat] = draw(round_number, plan, self.kept(), self.fits)

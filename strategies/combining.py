@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fedsparse.sparsity import State
+from strategies.private import Private
 from strategies.replies import Before as Before
 from strategies.replies import Reply
 from strategies.robust import Robust
@@ -27,6 +28,8 @@ def rule_of(task: Task) -> Rule | None:
 
     Under a rule each reply is wanted; none is added up where it was trained.
     """
+    if task.config.privacy.clip is not None:
+        return Private(task)
     rule = task.config.robust.rule
     return None if rule == "mean" else Robust(task)
 

@@ -123,6 +123,8 @@ def summarise(config: Config, folder: RunFolder) -> dict[str, object]:
         "simulated_seconds": last.get("simulated_seconds"),
         "energy_joules": _energy(rows),
         "clients_refused": min(row.get("clients_refused", 0) for row in rows),
+        "epsilon": last.get("epsilon"),
+        "delta": config.privacy.delta if last.get("epsilon") is not None else None,
         **to_target(rows, config.run.target_accuracy),
         **of_clients(sent[len(rows) :], config.fleet),
         "run": str(folder.path),

@@ -35,6 +35,7 @@ class FedAvg(SparseStrategy):
     """Dense federated averaging."""
 
     Settings = FedAvgSettings
+    private = True
     fits = frozenset({"batch", "density"})
     sparser = "--set strategy.name=static --set strategy.density={}"
 

@@ -57,6 +57,11 @@ def make(task: Task) -> Strategy:
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         raise ConfigError(f"strategy.name = '{section['name']}' is no Flower Strategy class")
     _check_unused(section)
+    if task.config.privacy.clip is not None:
+        raise ConfigError(
+            f"privacy.clip: strategy '{section['name']}' combines its replies itself; leave it "
+            "out, or choose static or fedavg"
+        )
     if task.config.fleet.novel_clients:
         raise ConfigError(
             f"fleet.novel_clients: strategy '{section['name']}' draws from all nodes by itself; "

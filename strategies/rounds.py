@@ -29,6 +29,7 @@ from strategies.base import SparseStrategy
 from strategies.client_rows import client_rows, remedy
 from strategies.ledger_rows import LedgerWriter
 from strategies.metrics import average
+from strategies.private import Private
 from strategies.replies import Reader
 from strategies.row_writer import RowWriter, tested
 from strategies.seats import Kept, KeptOf
@@ -287,10 +288,16 @@ class RoundLoop:
             "clients_late": statuses["late"],
             "clients_dropped": statuses["dropped"],
             **self.grid.figures(self.kept, self.fits),
+            **self.spent(number),
             **more,
         }
         test = self.task.test_of(self.state, self.mask) if due and self.global_model else None
         self.writer.start(row, test)
+
+    def spent(self, number: int) -> dict[str, float | None]:
+        """Return the privacy that the rounds so far have cost, where any is promised."""
+        rule = self.strategy.rule if isinstance(self.strategy, SparseStrategy) else None
+        return {"epsilon": rule.epsilon(number)} if isinstance(rule, Private) else {}
 
     def enter(
         self, number: int, asked: Sequence[int], rows: list[Row], before: Mask | None

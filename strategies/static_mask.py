@@ -45,12 +45,18 @@ class StaticMask(SparseStrategy):
     """Federated averaging under one mask that is made before the first round."""
 
     Settings = StaticMaskSettings
+    private = True
     fits = frozenset({"batch", "density"})
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         s = self.settings
         self.pruned = Pruned.of(task, s, s.allocation)
+        if s.scored_by == "clients" and task.config.privacy.clip is not None:
+            raise ConfigError(
+                "strategy.scored_by = 'clients': their scores make the mask, which privacy.clip "
+                "does not cover; set it to 'server', which scores on its own data"
+            )
         if s.scored_by == "clients" and s.criterion not in NEEDS_DATA:
             raise ConfigError(
                 f"strategy.criterion = '{s.criterion}' looks at no data; score it by the server, "

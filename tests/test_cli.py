@@ -22,6 +22,7 @@ SUMMARY_KEYS = {
     *("strategy", "model", "dataset", "clients", "rounds", "seed", "accuracy", "loss", "density"),
     *("bytes_up", "bytes_down", "train_flops", "peak_client_memory_bytes", "wall_seconds"),
     *("simulated_seconds", "energy_joules", "clients_refused", "target_accuracy"),
+    *("epsilon", "delta"),
     *("accuracy_personal_mean", "accuracy_personal_p10"),
     *(f"{what}_to_target" for what in ("rounds", "seconds", "bytes", "joules")),
     "run",
