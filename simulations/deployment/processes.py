@@ -85,10 +85,13 @@ class Processes:
     def kill(self, name: str) -> None:
         """Kill one process and all that it started, at once, as a power cut would."""
         end_groups([self.running.pop(name)], grace=0.0)
+        kill_strays(self.folder / f"{name}-home")
 
     def end(self) -> None:
         """End every process with all that it started; those that linger are killed."""
         end_groups(list(self.running.values()))
+        for name in self.running:
+            kill_strays(self.folder / f"{name}-home")
         self.running.clear()
 
     def wait(
@@ -136,6 +139,32 @@ def end_groups(processes: Sequence[Process], grace: float = END_SECONDS) -> None
     deadline = time.monotonic() + END_SECONDS
     while any(_group_lives(p) for p in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def kill_strays(home: Path, seconds: float = END_SECONDS) -> None:
+    """Kill whatever has `home` as Flower's home and outlived its group.
+
+    A SuperLink starts what runs its ServerApp in a session of its own, and that goes on when the
+    SuperLink has ended. The home is a folder of this deployment alone, so nobody else has it.
+    """
+    deadline = time.monotonic() + seconds
+    while _kill_once(f"FLWR_HOME={home}".encode()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _kill_once(variable: bytes) -> int:
+    """Kill the processes with a variable in their environment and return how many there were."""
+    found = 0
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            number = os.pidfd_open(int(place.name))  # stays that process's, whatever ends meanwhile
+            try:
+                if variable in (place / "environ").read_bytes().split(b"\0"):
+                    signal.pidfd_send_signal(number, signal.SIGKILL)
+                    found += 1
+            finally:
+                os.close(number)
+    return found
 
 
 def _signal(process: Process, number: int) -> None:
