@@ -93,8 +93,8 @@ class LabelReader(SliceReader):
 
     @property
     def extras(self) -> Mapping[str, int]:
-        """A bit a label."""
-        return {messages.LABELS: (self.classes + 7) // 8}
+        """A bit a label, and as much again for one whose length `extra` finds wrong."""
+        return {messages.LABELS: 2 * ((self.classes + 7) // 8)}
 
     def extra(self, message: Message) -> NDArray[np.bool_]:
         """Return which labels a client has; raises WireError for what is no such list."""
