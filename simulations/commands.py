@@ -245,9 +245,16 @@ def flower_quiet(quiet: bool) -> Iterator[None]:
 
 
 def _watched(
-    work: Callable[["Progress"], dict[str, Any]], folder: Path, quiet: bool, heading: str = ""
+    work: Callable[["Progress"], dict[str, Any]],
+    folder: Path,
+    quiet: bool,
+    heading: str = "",
+    again: str = "fedsparse resume",
 ) -> dict[str, Any]:
-    """Do the work with progress on stderr; say how to go on when it is interrupted."""
+    """Do the work with progress on stderr; say how to go on when it is interrupted.
+
+    `again` is what is typed before the folder.
+    """
     from fedsparse.runs.progress import Silent
     from simulations.progress import watcher
 
@@ -258,7 +265,7 @@ def _watched(
     except KeyboardInterrupt:
         progress.stop()
         begun = (folder / "run.json").exists()
-        go_on = f"; to go on: fedsparse resume {shlex.quote(str(folder))}" if begun else ""
+        go_on = f"; to go on: {again} {shlex.quote(str(folder))}" if begun else ""
         click.echo(f"fedsparse: interrupted{go_on}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     finally:

@@ -76,7 +76,7 @@ def local(
 
         return run_locally(resolved, nodes, folder, progress)
 
-    summary = _watched(work, folder, quiet)
+    summary = _watched(work, folder, quiet, again="give the same command with --out")
     _finish(folder, summary, as_json=as_json, report=not no_report)
 
 
