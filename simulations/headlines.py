@@ -32,6 +32,10 @@ TIMED: tuple[Column, ...] = (
     ("clients_refused", "Refused clients", "whose device cannot hold the training; never asked"),
 )
 
+PRIVACY: tuple[Column, ...] = (
+    ("epsilon", "Privacy", "epsilon of each client, at privacy.delta, for the model alone"),
+)
+
 _TARGETS = (
     ("seconds", "Time", "on the simulated clock, until a test first reached it"),
     ("joules", "Energy", "of all devices, until a test first reached it"),
@@ -47,6 +51,8 @@ def columns(runs: Sequence[Results]) -> tuple[Column, ...]:
         found = (("accuracy", "R²", "of the held-out targets' variance is explained"), *found[1:])
     timed = any(run.timed for run in runs)
     found += TIMED if timed else ()
+    if any(run.figure("epsilon") is not None for run in runs):
+        found += PRIVACY
     goals = {run.target for run in runs} - {None}
     if goals:
         goal = units.percent(goals.pop()) if len(goals) == 1 else "the target"
@@ -71,6 +77,8 @@ def headline(run: Results, key: str) -> str:
         return units.duration(value)
     if key == "energy_joules":
         return units.in_units(value, units.JOULES)
+    if key == "epsilon":
+        return units.NONE if value is None else f"{value:.3g}"
     if key == "clients_refused":
         return units.NONE if value is None else f"{value:,.0f}"
     return units.in_units(value, units.FLOPS if key == "train_flops" else units.BYTES)

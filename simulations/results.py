@@ -24,6 +24,7 @@ def _last(values: Sequence[float]) -> float:
 
 
 _SO_FAR: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "epsilon": _last,
     "accuracy": _last,
     "loss": _last,
     "density": _last,
