@@ -27,6 +27,7 @@ REQUIRED = {
     "rich": "progress and summaries",
     "safetensors": EVERY_RUN,
     "scikit-learn": "data set digits",
+    "scipy": "epsilon of private runs",
     "tomli-w": EVERY_RUN,
     "torch": EVERY_RUN,
 }

@@ -32,7 +32,7 @@ Examples:
 """
 
 
-@click.group(short_help="Run on real Flower nodes.")
+@click.group(epilog=LOCAL_EXAMPLES, short_help="Run on real Flower nodes.")
 def deploy() -> None:
     """Run on real Flower nodes, over TLS and with a key for each."""
 
