@@ -85,8 +85,7 @@ def _change(content: RecordDict, job: Job, received: Received, change: Change) -
     rng = seeds.stream(job.seed, job.plan.stream, job.client, "attack")
     state, mask = _model_of(content, job, received)
     if mask is not None:
-        old = {**received.state}
-        changed = mask.take(change(mask.spread(mask.take(state)), old, rng))
+        changed = mask.take(change(mask.spread(mask.take(state)), received.state, rng))
         state = mask.spread(changed)
     else:
         state = change(state, received.state, rng)

@@ -56,20 +56,28 @@ _json = click.option(
 )
 _no_report = click.option("--no-report", is_flag=True, help="Write no report and no events.")
 _quiet = click.option("--quiet", is_flag=True, help="Show no progress.")
+_preset = click.option(
+    "--preset", metavar="NAME", help="Start from a preset; see `fedsparse list presets`."
+)
+_set = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."
+)
+_seed = click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The run's seed.")
+_out = click.option(
+    "--out", type=path_type, metavar="DIR", help="The run folder; a new one if unset."
+)
 
 
 @click.command(epilog=RUN_EXAMPLES, short_help="Train a federated model.")
 @click.argument("config", required=False, metavar="[CONFIG.toml]", type=path_type)
-@click.option("--preset", metavar="NAME", help="Start from a preset; see `fedsparse list presets`.")
-@click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."
-)
+@_preset
+@_set
 @click.option("--engine", type=click.Choice(ENGINES), help="What carries the messages.")
 @click.option(
     "--ray-address", metavar="HOST:PORT", help="A Ray cluster to run on; implies --engine ray."
 )
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The run's seed.")
-@click.option("--out", type=path_type, metavar="DIR", help="The run folder; a new one if unset.")
+@_seed
+@_out
 @_json
 @_no_report
 @_quiet

@@ -22,6 +22,7 @@ from strategies.added import AddedUp
 from strategies.replies import Reader
 from strategies.seats import Kept, KeptOf
 from strategies.trips import Trip
+from strategies.wrapped import Wrapped
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 120.0
@@ -228,7 +229,7 @@ class Traffic:
         return sum(self.up.values())
 
 
-class MeteredGrid(Grid):
+class MeteredGrid(Wrapped):
     """Any grid, with replies in the order of clients and every payload's bytes counted."""
 
     def __init__(self, inner: Grid, directory: Directory) -> None:
@@ -312,19 +313,6 @@ class MeteredGrid(Grid):
         nodes, client_of = self.directory.nodes, self.directory.client_of
         absent = self.absent
         return [node for node in nodes if client_of[node] not in absent] if absent else nodes
-
-    def set_run(self, *args: Any, **kwargs: Any) -> None:
-        """Pass on to the grid behind."""
-        self.inner.set_run(*args, **kwargs)
-
-    @property
-    def run(self) -> Any:
-        """The run of the grid behind."""
-        return self.inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Pass on to the grid behind."""
-        return self.inner.create_message(*args, **kwargs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Count and pass on to the grid behind."""

@@ -7,10 +7,11 @@ nodes that owe a reply have been offline for a while.
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+
+from strategies.wrapped import Wrapped
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
 ONLINE_EVERY = 5.0
@@ -18,7 +19,7 @@ GONE_SECONDS = 30.0
 """How long all nodes that still owe a reply must be offline before nobody waits for them."""
 
 
-class PromptGrid(Grid):
+class PromptGrid(Wrapped):
     """A deployment's grid that looks for replies soon and gives up on nodes that are gone."""
 
     def __init__(self, inner: Grid, *, gone_seconds: float = GONE_SECONDS) -> None:
@@ -49,32 +50,9 @@ class PromptGrid(Grid):
             time.sleep(pause(waited))
         return replies
 
-    # -- the rest is the grid's behind ------------------------------------------------------
-
     def get_node_ids(self) -> Sequence[int]:
         """Return the nodes that are online."""
         return list(self.inner.get_node_ids())
-
-    def set_run(self, *args: Any, **kwargs: Any) -> None:
-        """Pass on to the grid behind."""
-        self.inner.set_run(*args, **kwargs)
-
-    @property
-    def run(self) -> Any:
-        """The run of the grid behind."""
-        return self.inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Pass on to the grid behind."""
-        return self.inner.create_message(*args, **kwargs)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass on to the grid behind."""
-        return self.inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass on to the grid behind."""
-        return self.inner.pull_messages(message_ids)
 
 
 class Absence:

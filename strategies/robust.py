@@ -72,7 +72,8 @@ class Robust:
             rng=self.task.rng(before.round_number, "trust"),
             lr=client.lr * client.lr_decay ** max(0, before.round_number - 1),
         )
-        return {name: model.whole()[name] for name in before.shared}
+        whole = model.whole()
+        return {name: whole[name] for name in before.shared}
 
 
 def hostile(fraction: float, asked: int) -> int:

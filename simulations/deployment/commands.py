@@ -13,8 +13,12 @@ from simulations.commands import (
     _finish,
     _json,
     _no_report,
+    _out,
+    _preset,
     _quiet,
     _read,
+    _seed,
+    _set,
     _watched,
     check_way,
     free_folder,
@@ -42,12 +46,10 @@ def deploy() -> None:
 @click.option(
     "--nodes", type=click.IntRange(1, 64), required=True, metavar="N", help="SuperNodes to start."
 )
-@click.option("--preset", metavar="NAME", help="Start from a preset; see `fedsparse list presets`.")
-@click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."
-)
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The run's seed.")
-@click.option("--out", type=path_type, metavar="DIR", help="The run folder; a new one if unset.")
+@_preset
+@_set
+@_seed
+@_out
 @_json
 @_no_report
 @_quiet
