@@ -6,11 +6,14 @@ worked out anew here, from the replies as they left the clients.
 
 import json
 import math
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from fedsparse import messages, wire
 from fedsparse.config import Config
@@ -94,6 +97,22 @@ def _mean(loop: RoundLoop, grid: FaultyGrid, number: int, counted: list[int]) ->
     mean = (sums / sum(weights)).astype(np.float32)
     for name, value in spread(split(mean, schema, mask), mask).items():
         assert np.array_equal(value, loop.state[name]), f"{name} is not the mean of {counted}"
+
+
+def after_death(out: Path) -> None:
+    """Check that each file which is written at once is whole, as soon as it has its name."""
+    for path in sorted(out.rglob("*")):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        try:
+            if path.suffix == ".safetensors":
+                safetensors.numpy.load_file(path)
+            elif path.suffix == ".json":
+                json.loads(path.read_bytes())
+            elif path.suffix == ".toml":
+                tomllib.loads(path.read_text())
+        except (ValueError, safetensors.SafetensorError) as error:
+            raise AssertionError(f"{path.relative_to(out)} is not whole: {error}") from error
 
 
 def at_the_end(out: Path, config: Config, schedule: Schedule) -> None:

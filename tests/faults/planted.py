@@ -4,11 +4,11 @@ Each is put into the processes of a run, not into this one.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsparse.runs import folder, tables
+from fedsparse.runs import atomic, folder, tables
 from strategies import addressing
 from strategies.rounds import RoundLoop
 
@@ -48,9 +48,23 @@ def nobody_has_to_reply() -> None:
     RoundLoop.aggregate = lenient  # type: ignore[method-assign]
 
 
+def files_are_written_in_place() -> None:
+    """A file has its name before its content is whole."""
+
+    def in_place(contents: Mapping[Path, bytes]) -> None:
+        for path, content in contents.items():
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+
+    atomic.write_files = in_place
+
+
 BUGS: dict[str, Callable[[], None]] = {
     "late": late_replies_count,
     "rewind": rows_are_not_rewound,
     "full": a_full_disk_is_not_told,
     "lenient": nobody_has_to_reply,
+    "in-place": files_are_written_in_place,
 }

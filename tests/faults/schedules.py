@@ -144,6 +144,7 @@ def problems_of(seed: int, base: Path, plant: Plant = None) -> tuple[list[str], 
                 plant=plant,
             )
             told.append(end.how)
+            invariants.after_death(out)
             if end.how == "few":
                 schedule = _healed(plan, out, schedule)
             elif end.how == "done":

@@ -59,7 +59,7 @@ def test_a_coordinator_that_ends_at_a_step_goes_on_to_the_same_bits(base, how, s
 
 
 @pytest.mark.parametrize(
-    ("bug", "seed"), [("late", 2), ("rewind", 1), ("full", 31), ("lenient", 1)]
+    ("bug", "seed"), [("late", 2), ("rewind", 1), ("full", 31), ("lenient", 1), ("in-place", 6)]
 )
 def test_a_planted_bug_is_found(base, bug, seed):
     assert problems_of(seed, base, planted.BUGS[bug])[0]
