@@ -28,10 +28,9 @@ def inline(tmp_path_factory):
 @pytest.mark.parametrize(
     ("engine", "workers", "backend"),
     [
-        pytest.param("ray", 1, "native", marks=needs_kernels),
         pytest.param("ray", 2, "native", marks=needs_kernels),
         pytest.param("flower", 2, "native", marks=needs_kernels),
-        ("ray", 2, "torch"),
+        ("ray", 1, "torch"),
     ],
 )
 def test_same_bits_as_inline(inline, tmp_path, engine, workers, backend):

@@ -83,7 +83,6 @@ def pairs(tmp_path_factory):
         pytest.param("inline", "native", marks=needs_kernels),
         ("inline", "torch"),
         pytest.param("ray", "native", marks=needs_kernels),
-        pytest.param("flower", "native", marks=needs_kernels),
     ],
 )
 def test_a_rerun_is_the_run_without_the_client(pairs, tmp_path, engine, backend):
