@@ -14,6 +14,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from torch import nn
 
+from clients import promise
 from fedsparse import data, messages, models, seeds, wire
 from fedsparse.config import ClientConfig, Config
 from fedsparse.data import ClientData, Dataset
@@ -105,6 +106,7 @@ def read_job(message: Message, context: Context) -> Job:
     torch.set_num_threads(1)
     record = message.content.config_records.get(messages.CONFIG, ConfigRecord())
     config, plan = messages.read_config(record)
+    promise.hold(context, message.metadata.message_type, config, plan)
     client = client_id(context)
     if client >= config.fleet.clients:
         raise ConfigError(

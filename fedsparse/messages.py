@@ -36,6 +36,7 @@ GRADIENTS = "gradients"
 FORGOTTEN = "forgotten"
 ACTIVATIONS = "activations"
 TEACHER = "teacher"
+MOMENTS = "moments"
 
 EXPERIMENT_KEY = "experiment"
 PLAN_KEY = "plan"

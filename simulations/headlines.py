@@ -33,7 +33,12 @@ TIMED: tuple[Column, ...] = (
 )
 
 PRIVACY: tuple[Column, ...] = (
-    ("epsilon", "Privacy", "epsilon of each client, at privacy.delta, for the model alone"),
+    (
+        "epsilon",
+        "Privacy",
+        "epsilon at privacy.delta: of each client, for the model alone; of nldp and ldp-iht, of "
+        "each sample, for all that its client sends",
+    ),
 )
 
 _TARGETS = (

@@ -5,7 +5,6 @@ Gaussian noise of deviation sigma C on those entries alone and is divided by the
 that a round expects, whoever replied. The server is trusted: it sees each update.
 """
 
-import os
 import random
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fedsparse import seeds, wire
 from fedsparse.config import Config
 from fedsparse.errors import ConfigError
+from fedsparse.privacy.gaussian import system_normals, system_uniforms
 from fedsparse.sparsity import State
 from strategies import accounting, addressing
 from strategies.replies import Before, Reply, split, spread
@@ -103,19 +103,6 @@ def clipped(update: Floats, clip: float) -> Floats:
     if not np.isfinite(length):
         return np.zeros_like(update)
     return update * min(1.0, clip / length) if length else update
-
-
-def system_uniforms(size: int) -> Floats:
-    """Return numbers in (0, 1) of 53 bits from the operating system's generator."""
-    bits = np.frombuffer(os.urandom(8 * size), np.uint64) >> np.uint64(11)
-    return (bits.astype(np.float64) + 0.5) * 2.0**-53
-
-
-def system_normals(size: int) -> Floats:
-    """Return standard normals from the operating system's generator (Box and Muller 1958)."""
-    radius = np.sqrt(-2 * np.log(system_uniforms(size)))
-    found: Floats = radius * np.cos(2 * np.pi * system_uniforms(size))
-    return found
 
 
 def check_private(config: Config, name: str, vouched: bool) -> None:

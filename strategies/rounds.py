@@ -27,6 +27,7 @@ from strategies import foreign
 from strategies.addressing import MeteredGrid, Traffic
 from strategies.base import SparseStrategy
 from strategies.client_rows import client_rows, remedy
+from strategies.ldp import LocallyPrivate
 from strategies.ledger_rows import LedgerWriter
 from strategies.metrics import average
 from strategies.private import Private
@@ -266,6 +267,7 @@ class RoundLoop:
         due = number % every == 0 or number == self.config.run.rounds
         good = [row for row in rows if row["status"] == "ok"]
         told = [r for r in good if r["loss"] is not None and r["examples"]]
+        told = [] if isinstance(self.strategy, LocallyPrivate) else told
         statuses = Counter(row["status"] for row in rows)
         row = {
             "round": number,
@@ -296,6 +298,8 @@ class RoundLoop:
 
     def spent(self, number: int) -> dict[str, float | None]:
         """Return the privacy that the rounds so far have cost, where any is promised."""
+        if isinstance(self.strategy, LocallyPrivate):
+            return {"epsilon": self.strategy.spent(number)}
         rule = self.strategy.rule if isinstance(self.strategy, SparseStrategy) else None
         return {"epsilon": rule.epsilon(number)} if isinstance(rule, Private) else {}
 

@@ -28,7 +28,12 @@ ASYNCHRONOUS = {"fedasync", "fedbuff"}
 Methods of unlearning begin with another run's model; `tests/unlearning` is theirs.
 """
 
-NAMES = sorted(set(registry.BUILTIN["strategies"]) - ASYNCHRONOUS - set(registry.METHODS))
+REGRESSION = {"nldp", "ldp-iht"}
+"""They make linear models of numbers, and their clients test nothing; `test_ldp.py` is theirs."""
+
+NAMES = sorted(
+    set(registry.BUILTIN["strategies"]) - ASYNCHRONOUS - REGRESSION - set(registry.METHODS)
+)
 DENSE = {name for name in NAMES if registry.load("strategies", name).Settings().density == 1.0}
 PRUNES_DOWN = {"lotteryfl", "sub-fedavg"}
 """Their clients start with the whole model and prune it until it has the density asked for."""

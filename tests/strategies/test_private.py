@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fedsparse.errors import ConfigError
+from fedsparse.privacy.gaussian import system_normals
 from fedsparse.sparsity import Mask
 from strategies import foreign
-from strategies.private import Private, clipped, system_normals
+from strategies.private import Private, clipped
 from strategies.replies import Before, Reply
 from strategies.task import Task
 from tests.tiny_runs import model_bytes, rows, run, tiny

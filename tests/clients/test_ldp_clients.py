@@ -1,0 +1,164 @@
+"""Devices that add noise: what they send, how often, and what a node that promises refuses."""
+
+import numpy as np
+import pytest
+
+from clients import promise
+from clients.ldp import LdpIht, Nldp
+from fedsparse import messages, wire
+from fedsparse.errors import ConfigError, DataError
+from fedsparse.privacy import regression
+from tests.clients.visits import context, strategy, visit
+
+SMALL = (
+    "data.name=synthetic-regression",
+    "data.samples=400",
+    "data.features=30",
+    "data.nonzero=3",
+    "data.partition=iid",
+    "data.public_samples=0",
+    "data.client_test_fraction=0",
+    "fleet.evaluate_clients=0",
+    "model.name=linear",
+    "model.width=1.0",
+    "run.rounds=1",
+)
+"""100 samples on each of 4 clients."""
+
+PROGRAMS = {"nldp": Nldp, "ldp-iht": LdpIht}
+
+
+def made(name="nldp", *assignments):
+    return strategy(name, *assignments, small=SMALL)
+
+
+def told(found):
+    """Return all that an outcome says of samples, as one vector."""
+    parts = [found.kept["fc.weight"].reshape(-1)]
+    if messages.MOMENTS in found.records:
+        schema = wire.Schema(((messages.MOMENTS, (465,)),))
+        record = wire.decode(wire.unpack(found.records[messages.MOMENTS]), schema)
+        parts.insert(0, record.state[messages.MOMENTS])
+    return np.concatenate(parts).astype(np.float64)
+
+
+def clean(asked, name):
+    """Return the mean of the bounded messages, worked out sample by sample."""
+    data, s = asked.job.data.train, asked.settings
+    if name == "nldp":
+        each = [
+            regression.moments(data.x[i : i + 1], data.y[i : i + 1], s["longest"], s["largest"])
+            for i in range(len(data))
+        ]
+    else:
+        each = []
+        for x, y in zip(data.x.astype(np.float64), data.y, strict=True):
+            g = -x * y  # the model that was sent is zero
+            each.append(g / max(np.linalg.norm(g), s["clip"]))
+    return np.mean(each, axis=0)
+
+
+@pytest.mark.parametrize("entropy", ["seed", "system"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_is_sent_is_the_clean_mean_and_noise_of_the_stated_deviation(name, entropy):
+    sensitivity = {"nldp": 3 / 2**0.5, "ldp-iht": 2.0}[name]
+    server = made(name, f"privacy.entropy={entropy}")
+    noise = []
+    for client in range(1 if name == "nldp" else 4):
+        asked = visit(server, held=context(client))
+        noise.append(told(PROGRAMS[name]().train(asked)) - clean(asked, name))
+    found = np.concatenate(noise) * len(asked.job.data.train) ** 0.5
+    wanted = sensitivity * 3.730632
+    assert server.deviation == pytest.approx(wanted, rel=1e-6)
+    assert len(found) == (495 if name == "nldp" else 120)
+    assert np.std(found) == pytest.approx(wanted, rel=5 / (2 * len(found)) ** 0.5)
+    assert abs(np.mean(found)) < 5 * wanted / len(found) ** 0.5
+
+
+@pytest.mark.parametrize("entropy", ["seed", "system"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_client_answers_once_and_the_same_question_in_the_same_words(name, entropy):
+    server, held = made(name, f"privacy.entropy={entropy}"), context()
+    first = told(PROGRAMS[name]().train(visit(server, held=held)))
+    again = told(PROGRAMS[name]().train(visit(server, held=held)))
+    np.testing.assert_array_equal(first, again)
+    moved = {n: v + np.float32(1) for n, v in server.state.items()}
+    for other in (visit(server, moved, held=held), visit(server, held=held, number=2)):
+        with pytest.raises(ConfigError, match=r"answers nothing more in this run; start another"):
+            PROGRAMS[name]().train(other)
+
+
+def test_noise_of_the_system_is_nobody_s_to_take_off_and_seeded_noise_is_the_same_again():
+    system = made("nldp", "privacy.entropy=system")
+    assert (told(Nldp().train(visit(system))) != told(Nldp().train(visit(system)))).all()
+    seeded = made("nldp")
+    first, second = (told(Nldp().train(visit(seeded))) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_what_nldp_sends_depends_on_nothing_that_it_receives():
+    server = made("nldp")
+    moved = {n: v + np.float32(1) for n, v in server.state.items()}
+    first, second = told(Nldp().train(visit(server))), told(Nldp().train(visit(server, moved)))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_losses_are_not_told(name):
+    found = PROGRAMS[name]().train(visit(made(name)))
+    assert (found.trained.loss, found.trained.accuracy, found.figures) == (0.0, 0.0, {})
+    with pytest.raises(ConfigError, match=r"test nothing; set fleet\.evaluate_clients = 0"):
+        PROGRAMS[name]().test(visit(made(name)))
+
+
+def test_classes_are_no_targets():
+    server = strategy("fedavg", "strategy.density=1.0", "model.name=linear", "model.width=1.0")
+    with pytest.raises(DataError, match=r"targets that are numbers; these are 10 classes"):
+        Nldp().clean(visit(server))
+
+
+# -- a node that promises ---------------------------------------------------------------
+
+
+def refused(most, *assignments, name="nldp", kind=messages.TRAIN):
+    server = made(name, *assignments)
+    node = context()
+    node.node_config[promise.PROMISE_KEY] = most
+    promise.hold(node, kind, server.task.config, server.plan(1))
+
+
+def test_a_node_that_promises_takes_part_where_the_run_keeps_its_promise():
+    refused(1.0, "privacy.entropy=system")
+    refused(2, "privacy.entropy=system", name="ldp-iht")
+
+
+@pytest.mark.parametrize(
+    ("most", "assignments", "more", "reason"),
+    [
+        (0.5, ("privacy.entropy=system",), {}, r"strategy\.epsilon = 1\.0: .* 0\.5 at most"),
+        (1.0, ("privacy.delta=0.5",), {}, r"privacy\.delta = 0\.5: .* 1e-05 at most; lower it"),
+        (1.0, (), {}, r"privacy\.entropy = 'seed': this node's noise must be its own"),
+        (1.0, ("privacy.entropy=system",), {"kind": messages.EVALUATE}, r"by nldp or ldp-iht"),
+        (1.0, ("privacy.entropy=system",), {"kind": messages.SCORE}, r"by nldp or ldp-iht"),
+        (
+            1.0,
+            ("strategy.pretrain_epochs=0",),
+            {"name": "fedavg"},
+            r"takes part in training by nldp or ldp-iht alone",
+        ),
+        ("much", (), {}, r"'max-epsilon' is 'much'; start it with a number above 0"),
+        (True, (), {}, r"'max-epsilon' is True"),
+        (float("nan"), (), {}, r"'max-epsilon' is nan"),
+    ],
+)
+def test_a_node_that_promises_refuses_what_would_break_it(most, assignments, more, reason):
+    with pytest.raises(ConfigError, match=reason):
+        refused(most, *assignments, **more)
+
+
+def test_the_app_holds_the_node_to_its_promise():
+    node = context()
+    node.node_config[promise.PROMISE_KEY] = 0.5
+    server = made("nldp")
+    with pytest.raises(ConfigError, match=r"0\.5 at most"):
+        visit(server, held=node)
