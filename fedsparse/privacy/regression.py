@@ -125,7 +125,8 @@ def noisy_mean(
     The sum of `samples` independent N(0, s^2) is N(0, samples s^2): it is drawn as one. What is
     sent is so a function of messages that are private one by one, and as private as they are.
     """
-    return (total + float(samples) ** 0.5 * deviation * normals(len(total), rng)) / samples
+    found: Floats = (total + samples**0.5 * deviation * normals(len(total), rng)) / samples
+    return found
 
 
 # -- what the server makes of them ------------------------------------------------------
