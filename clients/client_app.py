@@ -7,7 +7,7 @@ same on any grid, with any number of workers, and when it is asked for again.
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients import hostile, memory, selection
+from clients import hostile, memory, secure, selection
 from clients.job import Job, Received, client_id, read_job, receive, reply_arrays
 from clients.program import Visit, program_of
 from clients.unlearning import federaser
@@ -49,6 +49,7 @@ def train(message: Message, context: Context) -> Message:
         content.metric_records[messages.METRICS].update(told)
     content.update(outcome.records)
     hostile.turn(content, job, received, context)
+    secure.mask_reply(content, job, outcome, message, context)
     return Message(content, reply_to=message)
 
 
@@ -73,6 +74,24 @@ def train_metrics(
             "memory-bytes": cost.memory.total,
         }
     )
+
+
+@app.query("secure_keys")
+def secure_keys(message: Message, context: Context) -> Message:
+    """Tell the public keys of a round of secure aggregation."""
+    return _arrays(message, secure.publish(message, context))
+
+
+@app.query("secure_shares")
+def secure_shares(message: Message, context: Context) -> Message:
+    """Deal shares of this client's secrets of the round."""
+    return _arrays(message, secure.share(message, context, client_id(context)))
+
+
+@app.query("secure_unmask")
+def secure_unmask(message: Message, context: Context) -> Message:
+    """Tell shares of other clients' secrets, so that the sum can be unmasked."""
+    return _arrays(message, secure.unmask(message, context, client_id(context)))
 
 
 @app.evaluate()
@@ -147,3 +166,7 @@ def _answer(message: Message, job: Job, arrays: ArrayRecord, flops: float) -> Me
     )
     content = RecordDict({messages.ARRAYS: arrays, messages.METRICS: metrics})
     return Message(content, reply_to=message)
+
+
+def _arrays(message: Message, arrays: ArrayRecord) -> Message:
+    return Message(RecordDict({messages.ARRAYS: arrays}), reply_to=message)

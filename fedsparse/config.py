@@ -30,6 +30,7 @@ from fedsparse.sections import (
     PrivacyConfig,
     RobustConfig,
     RunConfig,
+    SecureConfig,
     StrategySettings,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "PrivacyConfig",
     "RobustConfig",
     "RunConfig",
+    "SecureConfig",
     "StrategySettings",
     "differences",
     "fitting",
@@ -76,6 +78,7 @@ class Config(BaseModel):
     attack: AttackConfig = AttackConfig()
     robust: RobustConfig = RobustConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    secure: SecureConfig = SecureConfig()
 
     def to_json(self) -> str:
         """Return the configuration as canonical JSON, as it travels to clients."""

@@ -42,7 +42,7 @@ OPTIONAL = {
     "onnx": {"onnx": "export to .onnx", "onnxruntime": "export to .onnx, and its bench"},
     "executorch": {"executorch": "export to .pte"},
     "micro": {"tflite-micro": "the arena's size in an exported .h"},
-    "deploy": {"cryptography": "deployments with TLS"},
+    "deploy": {"cryptography": "deployments with TLS, secure.aggregation"},
     "tune": {"optuna": "fedsparse tune"},
 }
 NATIVE = "native training, runs use torch"

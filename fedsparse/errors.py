@@ -53,6 +53,10 @@ class GridError(FedSparseError):
     """A grid that cannot be built or that lost its workers."""
 
 
+class SecureAggregationError(GridError):
+    """A message of secure aggregation that is refused, or a sum that cannot be unmasked."""
+
+
 class TooFewRepliesError(GridError):
     """A round with fewer replies than its stated minimum; the run is resumable."""
 

@@ -22,6 +22,9 @@ IDENTIFY = "query"
 SCORE = "query.score"
 STATISTICS = "query.statistics"
 LOSSES = "query.losses"
+SECURE_KEYS = "query.secure_keys"
+SECURE_SHARES = "query.secure_shares"
+SECURE_UNMASK = "query.secure_unmask"
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -37,6 +40,7 @@ FORGOTTEN = "forgotten"
 ACTIVATIONS = "activations"
 TEACHER = "teacher"
 MOMENTS = "moments"
+SECURE = "secure"
 
 EXPERIMENT_KEY = "experiment"
 PLAN_KEY = "plan"
@@ -46,6 +50,9 @@ QUERY_FLOPS_KEY = "query-flops"
 NORMS_KEY = "update-norms"
 FORGOTTEN_KEY = "num-forgotten"
 CLIENT_KEY = "partition-id"
+SESSION_KEY = "session"
+THRESHOLD_KEY = "threshold"
+MEMBERS_KEY = "members"
 
 
 @dataclass(frozen=True)

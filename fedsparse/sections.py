@@ -201,6 +201,30 @@ class PrivacyConfig(Section):
     )
 
 
+class SecureConfig(Section):
+    """`[secure]`: sums of clients' models of which the server sees nothing but the sum."""
+
+    aggregation: bool = Field(default=False, description="clients mask what they send")
+    threshold: Finite = Field(
+        default=0.6,
+        gt=0.5,
+        le=1,
+        description="fraction of a client's neighbours that it takes to unmask a sum",
+    )
+    neighbours: int = Field(
+        default=0, ge=0, description="clients that each shares masks with; 0: all of the round"
+    )
+    bits: Literal[24, 32, 40, 48] = Field(
+        default=32, description="of a masked value, as it is sent"
+    )
+    clip: Finite = Field(
+        default=16.0, gt=0, le=2**20, description="largest magnitude of a value; others are cut"
+    )
+    max_examples: int = Field(
+        default=10_000, ge=1, le=2**31, description="samples beyond which a client sends nothing"
+    )
+
+
 class ModelConfig(Section):
     """`[model]`: a model of the zoo, or a dotted path to a factory."""
 

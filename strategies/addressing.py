@@ -240,6 +240,8 @@ class MeteredGrid(Wrapped):
         """Nodes that a strategy of another maker waits for."""
         self.absent: Collection[int] = ()
         """Clients whose nodes a strategy of another maker isn't told of."""
+        self.lost = False
+        """Whether the last round's replies, though enough, make no sum: the next round goes on."""
 
     def read_traffic(self) -> Traffic:
         """Return what was counted since the last call, and start again from zero."""

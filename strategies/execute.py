@@ -6,6 +6,7 @@ checkpoint to its summary.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -24,6 +25,7 @@ from strategies.asynchronous import AsyncStrategy
 from strategies.base import SparseStrategy
 from strategies.metrics import average
 from strategies.rounds import RoundLoop
+from strategies.secure import SecureGrid
 from strategies.task import Task
 
 NEEDS_CLOCK = (
@@ -67,6 +69,8 @@ def execute(
     folder.write_json("partition.json", partition)
     asynchronous = isinstance(strategy, AsyncStrategy)
     loop_of = AsyncLoop if asynchronous else RoundLoop
+    if config.secure.aggregation:
+        metered = partial(SecureGrid, config=config)
     counted = metered(grid, directory)
     counted.absent = task.absent
     if not isinstance(strategy, SparseStrategy):

@@ -29,6 +29,7 @@ from fedsparse.runs import tree
 from fedsparse.sparsity import State
 from strategies.addressing import least_replies, round_size
 from strategies.base import SparseStrategy
+from strategies.secure import check_secure
 from strategies.task import Task
 
 WRAPPED = "wrapped strategy"
@@ -53,10 +54,13 @@ def make(task: Task) -> Strategy:
     section = task.config.strategy
     cls = registry.load("strategies", section["name"])
     if isinstance(cls, type) and issubclass(cls, SparseStrategy):
-        return cls(task)
+        made = cls(task)
+        check_secure(task, vars(cls).get("private", False) and made.adds_up)
+        return made
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         raise ConfigError(f"strategy.name = '{section['name']}' is no Flower Strategy class")
     _check_unused(section)
+    check_secure(task, vouched=False)
     if task.config.privacy.clip is not None:
         raise ConfigError(
             f"privacy.clip: strategy '{section['name']}' combines its replies itself; leave it "

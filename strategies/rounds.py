@@ -185,9 +185,10 @@ class RoundLoop:
         try:
             self.aggregate(number, replies)
         except TooFewRepliesError as error:
-            rows = self.client_rows(number, "train", asked, replies, traffic)
-            self.folder.append_clients(rows)
-            raise TooFewRepliesError(f"{error}{remedy(rows)}") from error
+            if not self.grid.lost:
+                rows = self.client_rows(number, "train", asked, replies, traffic)
+                self.folder.append_clients(rows)
+                raise TooFewRepliesError(f"{error}{remedy(rows)}") from error
         rows = self.client_rows(number, "train", asked, replies, traffic)
         self.folder.append_clients(rows)
         self.enter(number, [row["client"] for row in rows], rows, before)

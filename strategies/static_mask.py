@@ -57,6 +57,11 @@ class StaticMask(SparseStrategy):
                 "strategy.scored_by = 'clients': their scores make the mask, which privacy.clip "
                 "does not cover; set it to 'server', which scores on its own data"
             )
+        if s.scored_by == "clients" and task.config.secure.aggregation:
+            raise ConfigError(
+                "strategy.scored_by = 'clients': the server sees each client's scores, which "
+                "secure.aggregation does not cover; set it to 'server'"
+            )
         if s.scored_by == "clients" and s.criterion not in NEEDS_DATA:
             raise ConfigError(
                 f"strategy.criterion = '{s.criterion}' looks at no data; score it by the server, "

@@ -29,7 +29,7 @@ def test_defaults_are_complete():
         "engine",
         "forget",
         "attack",
-    } | {"robust", "privacy"}
+    } | {"robust", "privacy", "secure"}
     assert set(found) == sections
     assert found["strategy"]["name"] == "fedtiny"
     assert {f"{s}.{k}" for s, values in found.items() for k in values} == set(KEYS)

@@ -1,0 +1,108 @@
+"""Keys of secure aggregation: agreement (X25519), derivation (HKDF), sealing, and keystreams.
+
+All from the package `cryptography`. A private key is 32 bytes from the operating system, so that it
+can be shared as a secret; a key that was derived serves one purpose in one round.
+"""
+
+import hashlib
+import secrets
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsparse.errors import MissingExtraError, SecureAggregationError
+
+KEY = 32
+"""Bytes of a private key, a public key, a seed, and a derived key."""
+
+TAG = 16
+"""Bytes that sealing adds."""
+
+Words = NDArray[Any]
+"""Unsigned integers of 32 or 64 bits, which wrap."""
+
+
+def require() -> None:
+    """Raise MissingExtraError where the package that all of this needs is not installed."""
+    try:
+        import cryptography  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("secure.aggregation", "deploy") from None
+
+
+def fresh() -> bytes:
+    """Return 32 random bytes of the operating system: a private key, or a seed."""
+    return secrets.token_bytes(KEY)
+
+
+def public_of(private: bytes) -> bytes:
+    """Return the public key of a private one."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def agreed(private: bytes, public: bytes, purpose: bytes) -> bytes:
+    """Return the key that two parties derive, each from its private and the other's public key.
+
+    `purpose` says what for, in which round; other purposes have unrelated keys. Raises
+    SecureAggregationError for a public key that is none.
+    """
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+    try:
+        point = X25519PublicKey.from_public_bytes(public)
+        shared = X25519PrivateKey.from_private_bytes(private).exchange(point)
+    except ValueError:
+        raise SecureAggregationError("a public key is none; its sender is not trusted") from None
+    return derived(shared, purpose)
+
+
+def derived(secret: bytes, purpose: bytes) -> bytes:
+    """Return a key of 32 bytes for one purpose from a secret (HKDF with SHA-256)."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    return HKDF(hashes.SHA256(), KEY, salt=None, info=b"fedsparse secure " + purpose).derive(secret)
+
+
+def commitment(seed: bytes) -> bytes:
+    """Return what tells whether a seed that was put together is the one that was shared."""
+    return hashlib.sha256(b"fedsparse seed " + seed).digest()
+
+
+def seal(key: bytes, content: bytes, bound: bytes) -> bytes:
+    """Encrypt and authenticate (ChaCha20-Poly1305); a key seals one content alone.
+
+    `bound` is not sent, and must be the same where it is opened.
+    """
+    return _cipher(key).encrypt(bytes(12), content, bound)  # type: ignore[no-any-return]
+
+
+def unseal(key: bytes, sealed: bytes, bound: bytes) -> bytes:
+    """Return what was sealed; raises SecureAggregationError where it was changed, or another's."""
+    from cryptography.exceptions import InvalidTag
+
+    try:
+        return _cipher(key).decrypt(bytes(12), sealed, bound)  # type: ignore[no-any-return]
+    except (InvalidTag, ValueError):
+        raise SecureAggregationError(
+            "shares cannot be opened: they were changed, or are of another round"
+        ) from None
+
+
+def _cipher(key: bytes) -> Any:
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    return ChaCha20Poly1305(key)
+
+
+def keystream(seed: bytes, size: int, kind: type[Any]) -> Words:
+    """Return `size` words of a seed's keystream (ChaCha20): to who lacks the seed, uniform."""
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+    encryptor = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
+    room = bytearray(size * np.dtype(kind).itemsize)
+    encryptor.update_into(bytes(len(room)), room)
+    return np.frombuffer(room, np.dtype(kind).newbyteorder("<")).astype(kind, copy=False)
