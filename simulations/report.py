@@ -5,6 +5,7 @@ HTML file; plotly's script is inside it. All that comes from files is escaped.
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,20 @@ def _sentence(run: Results) -> str:
     return (
         f"Strategy {said['strategy']} trains the model {said['model']} on {said['data']}, "
         f"dealt to {said['clients']} {plural} ({said['partition']}), with seed {said['seed']}."
+        + _of_sums(run)
+    )
+
+
+def _of_sums(run: Results) -> str:
+    """Return a sentence on secure aggregation, with who is in no sum; '' for a run without."""
+    if run.setting("secure", "aggregation") is not True:
+        return ""
+    summed = run.series("secure_summed")[1]
+    out = math.fsum(run.series("secure_dropped")[1])
+    return (
+        f" Models came by secure aggregation (threshold {run.setting('secure', 'threshold')}): the "
+        f"server saw the sum alone in {sum(n > 0 for n in summed)} of {len(summed)} rounds; "
+        f"{out:.0f} replies were left out. What is told of one client is its round's mean."
     )
 
 

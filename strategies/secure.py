@@ -20,7 +20,6 @@ from fedsparse.errors import ConfigError, SecureAggregationError
 from fedsparse.secure import keys
 from fedsparse.secure.fixed_point import FixedPoint
 from fedsparse.sparsity.exact_sum import ExactSum
-from strategies import metrics
 from strategies.added import AddedUp, PartialSum
 from strategies.addressing import (
     Directory,
@@ -120,14 +119,14 @@ def _left_out(message: Message, reason: str) -> Message:
 def stand_in(reply: Message, summed: Summed, part: PartialSum) -> None:
     """Put the sum in the place of a reply's masked model, and its means in that of figures."""
     figures, clients = summed.figures, len(summed.replies)
-    own = {k: v for k, v in metrics.read(reply).items() if k == "memory_bytes"}
+    own = messages.metrics_of(reply)
     told = {
-        messages.ROUND_KEY: messages.metrics_of(reply)[messages.ROUND_KEY],
+        messages.ROUND_KEY: own[messages.ROUND_KEY],
+        "memory-bytes": own["memory-bytes"],
         messages.EXAMPLES_KEY: max(1, round(figures.samples / clients)),
         "loss": figures.loss / figures.samples,
         "accuracy": figures.accuracy / figures.samples,
         "train-flops": figures.flops / clients,
-        **{metrics.FIGURES[column].key: value for column, value in own.items()},
     }
     added = AddedUp(payload_bytes(reply), part)
     reply.content = RecordDict({messages.ARRAYS: added, messages.METRICS: MetricRecord(told)})

@@ -16,13 +16,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedsparse import messages, wire
-from fedsparse.errors import SecureAggregationError, WireError
+from fedsparse.errors import FedSparseError, SecureAggregationError, WireError
 from fedsparse.sections import SecureConfig
 from fedsparse.secure import keys, letters, masks, shamir
 from fedsparse.secure.fixed_point import HEAD, Figures, FixedPoint
 from fedsparse.secure.letters import KEY_SHARE, SEED_SHARE, Peer, Want
+from strategies import metrics
 from strategies.checks import trusted
-from strategies.metrics import named
 from strategies.replies import Reader, inspect_records
 
 T = TypeVar("T")
@@ -78,11 +78,15 @@ class SecureRound:
                     seed = masks.pair_seed(private, peers[other].for_masks, self.session)
                     masks.add_pairs(total, other, {client: seed}, -1)
         values, figures = self.fixed.decode(total)
-        if not len(replies) <= figures.samples <= len(replies) * self.fixed.most_samples:
-            raise SecureAggregationError(
-                f"the sum tells {figures.samples} samples, which these clients cannot have"
-            )
+        self.check(figures, len(replies))
         return Summed(values, figures, replies)
+
+    def check(self, figures: Figures, clients: int) -> None:
+        """Raise SecureAggregationError for a sum that so many honest clients cannot have."""
+        if not clients <= figures.samples <= clients * self.fixed.most_samples:
+            raise SecureAggregationError(
+                f"the sum tells {figures.samples} samples, which {clients} clients cannot have"
+            )
 
     def require(
         self, near: Mapping[int, Sequence[int]], among: Iterable[int], left: Iterable[int]
@@ -159,11 +163,10 @@ class SecureRound:
     def words(self, message: Message, size: int) -> keys.Words:
         """Return the masked words of a reply; raises SecureAggregationError or WireError."""
         inspect_records(message, {messages.ARRAYS: 64 + size * self.fixed.bits // 8})
-        number = messages.metrics_of(message).get(messages.ROUND_KEY)
-        if number != self.reader.round_number:
-            raise WireError(
-                f"the reply is of round {named(number)}; this is round {self.reader.round_number}"
-            )
+        metrics.read(message, "memory_bytes")
+        number, now = messages.metrics_of(message).get(messages.ROUND_KEY), self.reader.round_number
+        if number != now:
+            raise WireError(f"the reply is of round {metrics.named(number)}; this is round {now}")
         schema, mask = self.reader.schema, self.reader.masks[0]
         masked = letters.read_masked(payload(message), self.fixed.bits, self.session, schema, mask)
         return self.fixed.unpack(masked, size)
@@ -247,8 +250,7 @@ class SecureRound:
         Of the others the reason is noted; they are lost unless their part is in the sum already.
         """
         sent = [Message(content, self.node_of[k], kind) for k, content in contents.items()]
-        replies = self.exchange(sent)
-        good, failures = trusted(replies, self.client_of, lambda k, reply: (k, read(k, reply)))
+        good, failures = trusted(self.exchange(sent), self.client_of, partial(opened, read))
         found = dict(good)
         if needed:
             for client in contents.keys() - found.keys():
@@ -256,6 +258,16 @@ class SecureRound:
                 self.dropped[client] = f"secure aggregation, {step}: {reason}"
             self.there &= found.keys()
         return found
+
+
+def opened(read: Callable[[int, Message], T], client: int, message: Message) -> tuple[int, T]:
+    """Return a client with what its reply holds; whatever is wrong with that ends no run."""
+    try:
+        return client, read(client, message)
+    except (FedSparseError, KeyError, MemoryError):
+        raise
+    except Exception as error:
+        raise WireError(f"the reply cannot be read: {type(error).__name__}: {error}") from error
 
 
 def payload(message: Message) -> bytes:

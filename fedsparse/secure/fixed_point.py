@@ -106,7 +106,7 @@ class FixedPoint:
     def pack(self, words: Words) -> bytes:
         """Return words in bits / 8 bytes each."""
         little = words.astype(words.dtype.newbyteorder("<"), copy=False)
-        parts = little.view(np.uint8).reshape(len(words), -1)
+        parts = little.view(np.uint8).reshape(len(words), words.itemsize)
         return parts[:, : self.bits // 8].tobytes()
 
     def unpack(self, content: bytes, size: int) -> Words:
