@@ -19,6 +19,9 @@ KEY = 32
 TAG = 16
 """Bytes that sealing adds."""
 
+BLOCK = 2**16
+"""Bytes of a keystream that are made at a time."""
+
 Words = NDArray[Any]
 """Unsigned integers of 32 or 64 bits, which wrap."""
 
@@ -98,11 +101,20 @@ def _cipher(key: bytes) -> Any:
     return ChaCha20Poly1305(key)
 
 
-def keystream(seed: bytes, size: int, kind: type[Any]) -> Words:
-    """Return `size` words of a seed's keystream (ChaCha20): to who lacks the seed, uniform."""
+def add_keystream(words: Words, seed: bytes, sign: int) -> None:
+    """Add a seed's keystream (ChaCha20) to words in place, or take it away for a sign of -1.
+
+    To who lacks the seed its words are uniform. Blocks of them stay in the processor's cache.
+    """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
     encryptor = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
-    room = bytearray(size * np.dtype(kind).itemsize)
-    encryptor.update_into(bytes(len(room)), room)
-    return np.frombuffer(room, np.dtype(kind).newbyteorder("<")).astype(kind, copy=False)
+    zeros, room = bytes(BLOCK), bytearray(BLOCK)
+    stream = np.frombuffer(room, words.dtype.newbyteorder("<"))
+    for begin in range(0, len(words), len(stream)):
+        part = words[begin : begin + len(stream)]
+        encryptor.update_into(zeros[: part.nbytes], room)
+        if sign > 0:
+            part += stream[: len(part)]
+        else:
+            part -= stream[: len(part)]

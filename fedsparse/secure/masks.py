@@ -22,18 +22,10 @@ def share_key(private: bytes, public: bytes, session: bytes, pair: tuple[int, in
 
 def add_own(words: Words, seed: bytes, sign: int = 1) -> None:
     """Add a client's own mask to words in place, or take it away."""
-    _add(words, seed, sign)
+    keys.add_keystream(words, seed, sign)
 
 
 def add_pairs(words: Words, client: int, seeds: Mapping[int, bytes], sign: int = 1) -> None:
     """Add a client's masks with others, by their seeds, in place; or take them away."""
     for other, seed in seeds.items():
-        _add(words, seed, sign if client < other else -sign)
-
-
-def _add(words: Words, seed: bytes, sign: int) -> None:
-    stream = keys.keystream(seed, len(words), words.dtype.type)
-    if sign > 0:
-        words += stream
-    else:
-        words -= stream
+        keys.add_keystream(words, seed, sign if client < other else -sign)

@@ -118,15 +118,24 @@ def test_what_is_sealed_opens_unchanged_or_not_at_all():
             keys.unseal(key, content, bound)
 
 
+def keystream(seed, size, kind):
+    """Return the first words of a seed's keystream."""
+    words = np.zeros(size, kind)
+    keys.add_keystream(words, seed, 1)
+    return words
+
+
 def test_the_keystream_is_chacha20_s():
-    stream = keys.keystream(bytes(32), 4, np.uint32)  # draft-agl-tls-chacha20poly1305-04, 7
+    stream = keystream(bytes(32), 4, np.uint32)  # draft-agl-tls-chacha20poly1305-04, 7
     assert stream.tobytes().hex() == "76b8e0ada0f13d90405d6ae55386bd28"
 
 
 def test_the_keystream_of_long_words_is_the_same_bytes():
-    short = keys.keystream(b"s" * 32, 8, np.uint32)
-    long = keys.keystream(b"s" * 32, 4, np.uint64)
+    short, long = keystream(b"s" * 32, 80_000, np.uint32), keystream(b"s" * 32, 40_000, np.uint64)
     assert short.tobytes() == long.tobytes()
+    assert len(np.unique(short)) > 79_000, "no block is like another"
+    keys.add_keystream(short, b"s" * 32, -1)
+    assert not short.any()
 
 
 # -- fixed point -------------------------------------------------------------------------
