@@ -12,6 +12,7 @@ from clients.job import Job, Received, client_id, read_job, receive, reply_array
 from clients.program import Visit, program_of
 from clients.unlearning import federaser
 from fedsparse import messages
+from fedsparse.data import node
 from fedsparse.errors import DataError
 from fedsparse.training import local, price
 
@@ -20,9 +21,18 @@ app = ClientApp()
 
 @app.query()
 def identify(message: Message, context: Context) -> Message:
-    """Answer with the partition id that names this client."""
-    metrics = MetricRecord({messages.CLIENT_KEY: client_id(context)})
-    return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
+    """Answer with the partition id that names this client, and a schema of the node's own data.
+
+    That is told where the run's configuration comes with the question.
+    """
+    content = RecordDict()
+    content[messages.METRICS] = MetricRecord({messages.CLIENT_KEY: client_id(context)})
+    asked = message.content.config_records.get(messages.CONFIG)
+    if asked is not None:
+        told = node.told(messages.read_config(asked)[0], context.node_config)
+        if told is not None:
+            content[messages.DATA] = told
+    return Message(content, reply_to=message)
 
 
 @app.train()

@@ -15,9 +15,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from torch import nn
 
 from clients import promise
-from fedsparse import data, messages, models, seeds, wire
+from fedsparse import messages, models, seeds, wire
 from fedsparse.config import ClientConfig, Config
-from fedsparse.data import ClientData, Dataset
+from fedsparse.data import ClientData, Dataset, FederatedData, node
 from fedsparse.errors import ConfigError, ModelError
 from fedsparse.sparsity import Mask, ModelCost, State
 from fedsparse.training.backend import Backend
@@ -36,8 +36,9 @@ class Job:
     client: int
     built: "Built"
     schema: wire.Schema
-    data: ClientData
+    federated: FederatedData
     backend: Backend
+    data: ClientData
 
     @property
     def model(self) -> nn.Module:
@@ -83,7 +84,7 @@ class Job:
     @property
     def forgotten(self) -> Dataset:
         """The client's own samples that are to be forgotten, which `data` lacks."""
-        return data.of(self.config).forgotten(self.client)
+        return self.federated.forgotten(self.client)
 
     def draw(self, samples: int, purpose: str) -> Dataset:
         """Return a random part of the local training data; all of it for 0 samples."""
@@ -113,7 +114,7 @@ def read_job(message: Message, context: Context) -> Job:
             f"this node is partition {client}, the run has {config.fleet.clients} clients; "
             "set fleet.clients to the number of nodes"
         )
-    federated = data.of(config)
+    federated = node.federated(config, context.node_config, client)
     built = _model(config.model.name, config.model.width, federated.input_shape, federated.classes)
     built.reset_counters()
     backend = _backend(built, federated.input_shape, config.client)
@@ -123,8 +124,9 @@ def read_job(message: Message, context: Context) -> Job:
         client=client,
         built=built,
         schema=built.part(plan.part),
-        data=federated.client(client),
+        federated=federated,
         backend=backend,
+        data=federated.client(client),
     )
 
 

@@ -41,6 +41,10 @@ class DataError(FedSparseError):
     """A data source that is missing, unreadable or too small for what is asked."""
 
 
+class StateError(FedSparseError):
+    """What a client keeps on its disk between messages: damaged, another's, or not writable."""
+
+
 class ModelError(FedSparseError):
     """A model that does not fit the data or the state it is given."""
 

@@ -106,6 +106,7 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "huggingface": "fedsparse.data.hub:huggingface",
         "synthetic-regression": "fedsparse.data.synthetic:sparse_regression",
         "synthetic-images": "fedsparse.data.synthetic:images",
+        "nodes": "fedsparse.data.nodes:source",
     },
 }
 

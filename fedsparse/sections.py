@@ -20,6 +20,22 @@ def _finite(value: float) -> float:
 
 
 Finite = Annotated[float, AfterValidator(_finite)]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _distinct(text: str) -> str:
+    names = _names(text)
+    if len(names) < 2 or not all(names) or len(set(names)) < len(names):
+        raise ValueError("must be two or more distinct names with commas between them")
+    return text
+
+
+LabelNames = Annotated[str, AfterValidator(_distinct)]
+"""Names of classes, with commas between them."""
+
 Density = Annotated[float, AfterValidator(_finite), Field(gt=0, le=1)]
 """The kept fraction of the prunable weights, in (0, 1]."""
 
@@ -79,9 +95,34 @@ class DataConfig(Section):
     features: int = Field(default=50, ge=1, description="synthetic regression: dimension")
     nonzero: int = Field(default=5, ge=1, description="synthetic regression: true support")
     noise: Finite = Field(default=0.1, ge=0, description="synthetic: noise level")
-    classes: int = Field(default=10, ge=2, description="synthetic images: classes")
+    classes: int = Field(
+        default=10, ge=1, description="synthetic images and nodes: classes; 1 for real targets"
+    )
     image_size: int = Field(default=32, ge=4, description="synthetic images and folders: pixels")
     channels: Literal[1, 3] = Field(default=3, description="synthetic images and folders")
+    shape: str | None = Field(
+        default=None,
+        pattern=r"^[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){0,3}$",
+        description="of one sample at the nodes, such as 1x28x28 or 64",
+    )
+    labels: LabelNames | None = Field(
+        default=None, description="classes by name in their order at the nodes, such as cat,dog"
+    )
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """What `shape` says; None where it is unset."""
+        return tuple(map(int, self.shape.split("x"))) if self.shape else None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes' names in their order; none where `labels` is unset."""
+        return tuple(_names(self.labels)) if self.labels else ()
+
+    @property
+    def class_count(self) -> int:
+        """How many classes the nodes' labels are of; 1 for real-valued targets."""
+        return len(self.label_names) or self.classes
 
 
 class ForgetConfig(Section):

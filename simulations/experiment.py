@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.serverapp import Grid
 
 from fedsparse.config import Config
+from fedsparse.data import nodes
 from fedsparse.errors import ConfigError, RunFolderError
 from fedsparse.messages import Plan
 from fedsparse.runs import RunFolder
@@ -162,6 +163,11 @@ def _dense_demands(task: Task, density: float) -> "Demands":
 
 def check_engine(config: Config) -> None:
     """Refuse what an engine cannot do; raises ConfigError, or GridError for a lost cluster."""
+    if config.data.name == nodes.NAME:
+        raise ConfigError(
+            "data.name = 'nodes': these data lie at real nodes, where `flwr run` or `fedsparse "
+            "deploy local --node-config` reach them; choose another data set to simulate"
+        )
     capacity.check(config.engine)
     if config.engine.device != "cpu" and not config.engine.ray_address:
         from fedsparse.training import cohort

@@ -124,7 +124,7 @@ def partitions(runs: Sequence[Results], names: Sequence[str]) -> list[Chart]:
         else:
             groups.append((run.partition, clients, [name]))
     if not groups:
-        text = "The run has not dealt its samples to clients yet."
+        text = "The server has not dealt samples to clients, or not yet."
         return [Chart("partition-0", "Who holds what", text, None, wide=True)]
     return [
         _partition(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsparse.data import nodes
 from fedsparse.errors import RunFolderError
 from fedsparse.runs.atomic import write_file, writing
 from simulations import pages, units
@@ -104,6 +105,11 @@ def _sentence(run: Results) -> str:
         )
     }
     plural = "client" if said["clients"] == 1 else "clients"
+    if said["data"] == nodes.NAME:
+        return (
+            f"Strategy {said['strategy']} trains the model {said['model']} on what lies at the "
+            f"nodes of {said['clients']} {plural}, with seed {said['seed']}."
+        )
     return (
         f"Strategy {said['strategy']} trains the model {said['model']} on {said['data']}, "
         f"dealt to {said['clients']} {plural} ({said['partition']}), with seed {said['seed']}."

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedsparse import state_codec
 from fedsparse.errors import RunFolderError
 from fedsparse.runs.atomic import writing
-from simulations import state_codec
 
 NAME = "clients.sqlite"
 RECENT_BYTES = 64 * 2**20

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsparse import state_codec
 from fedsparse.errors import RunFolderError
-from simulations import state_codec
-from simulations.state_codec import State
+from fedsparse.state_codec import State
 from simulations.state_file import NAME, StateFile
 
 __all__ = ["ClientStates", "State"]

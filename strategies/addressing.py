@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsparse import messages, seeds, wire
 from fedsparse.config import FleetConfig
+from fedsparse.data import schema
+from fedsparse.data.schema import Schema
 from fedsparse.errors import GridError, TooFewRepliesError
 from strategies.added import AddedUp
 from strategies.replies import Reader
@@ -58,6 +60,8 @@ class Directory:
 
     node_of: Mapping[int, int]
     client_of: Mapping[int, int]
+    schemas: Mapping[int, Schema | str] = field(default_factory=dict)
+    """What the nodes tell of data of their own, or why they cannot."""
 
     @classmethod
     def of(
@@ -67,14 +71,19 @@ class Directory:
         timeout: float = CONNECT_SECONDS,
         *,
         absent: Collection[int] = (),
+        config: ConfigRecord | None = None,
     ) -> "Directory":
         """Ask every node who it is, and wait at most `timeout` seconds for all that are not absent.
 
-        A grid that knows its clients (`clients_by_node`) isn't asked. Raises GridError
-        with the partition ids that are missing when not all are there in time.
+        With the run's configuration, nodes tell of data of their own, too. A grid that knows its
+        clients (`clients_by_node`) isn't asked. Raises GridError with the partition ids that are
+        missing when not all are there in time.
         """
         known: Mapping[int, int] | None = getattr(grid, "clients_by_node", None)
-        client_of = known if known is not None else _ask(grid, clients, timeout, absent)
+        schemas: dict[int, Schema | str] = {}
+        client_of = (
+            known if known is not None else _ask(grid, clients, timeout, absent, config, schemas)
+        )
         node_of, missing = _inverted(client_of, clients)
         missing = [client for client in missing if client not in absent]
         if missing:
@@ -84,7 +93,7 @@ class Directory:
                 f"{timeout:.0f} s, without partition-id {named}; start a node for each, "
                 "or lower fleet.clients"
             )
-        return cls(node_of, client_of)
+        return cls(node_of, client_of, schemas)
 
     @property
     def nodes(self) -> Sequence[int]:
@@ -107,19 +116,33 @@ def _inverted(
     return node_of, [client for client in range(clients) if client not in node_of]
 
 
-def _ask(grid: Grid, clients: int, timeout: float, absent: Collection[int] = ()) -> dict[int, int]:
-    """Return node id to partition id of every node that answers with one of this run."""
+def _ask(
+    grid: Grid,
+    clients: int,
+    timeout: float,
+    absent: Collection[int] = (),
+    config: ConfigRecord | None = None,
+    schemas: dict[int, Schema | str] | None = None,
+) -> dict[int, int]:
+    """Return node id to partition id of every node that answers with one of this run.
+
+    What a client's node tells of its own data goes into `schemas`.
+    """
     found: dict[int, int] = {}
     wanted = set(range(clients)).difference(absent)
     deadline = time.monotonic() + timeout
     while True:
         new = [node for node in grid.get_node_ids() if node not in found]
-        asked = [Message(RecordDict(), node, messages.IDENTIFY) for node in new]
+        content = RecordDict() if config is None else RecordDict({messages.CONFIG: config})
+        asked = [Message(content, node, messages.IDENTIFY) for node in new]
         left = max(1.0, deadline - time.monotonic())
         for reply in grid.send_and_receive(messages=asked, timeout=left) if asked else []:
             client = _told(reply)
             if client is not None and 0 <= client < clients:
                 found[reply.metadata.src_node_id] = client
+                told = reply.content.config_records.get(messages.DATA)
+                if told is not None and schemas is not None:
+                    schemas[client] = schema.read(told)
         if wanted <= set(found.values()) or time.monotonic() > deadline:
             return found
         time.sleep(POLL_SECONDS)

@@ -12,13 +12,13 @@ import numpy as np
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsparse import data
+from fedsparse import messages
 from fedsparse.config import Config, FleetConfig
 from fedsparse.errors import ConfigError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress
 from fedsparse.runs.tables import Row
-from strategies import foreign
+from strategies import enlisting, foreign
 from strategies.addressing import Directory, MeteredGrid
 from strategies.async_rounds import AsyncLoop
 from strategies.asynchronous import AsyncStrategy
@@ -57,16 +57,13 @@ def execute(
     then be resumed.
     """
     config = task.config
-    directory = Directory.of(grid, config.fleet.clients, absent=task.absent)
+    question = messages.write_config(config, messages.Plan())
+    directory = Directory.of(grid, config.fleet.clients, absent=task.absent, config=question)
+    enlisting.check_testable(task)
+    refused = enlisting.check(task, directory.schemas, progress.note)
     if isinstance(strategy, SparseStrategy):
         strategy.directory = directory
-    partition = {
-        "kind": config.data.partition,
-        "classes": task.data.classes,
-        "clients": task.data.clients,
-        "counts": data.partition_counts(task.data),
-    }
-    folder.write_json("partition.json", partition)
+    folder.write_json("partition.json", enlisting.partition(task, directory.schemas))
     asynchronous = isinstance(strategy, AsyncStrategy)
     loop_of = AsyncLoop if asynchronous else RoundLoop
     if config.secure.aggregation:
@@ -76,6 +73,8 @@ def execute(
     if not isinstance(strategy, SparseStrategy):
         counted.least_nodes = foreign.least_nodes(strategy)
     loop = loop_of(task, strategy, counted, folder, progress)
+    loop.left_out = enlisting.rows(refused)
+    loop.ledger.elsewhere = enlisting.samples(directory.schemas)
     loop.run()
     summary = summarise(config, folder)
     folder.finish(loop.state, loop.mask, summary)

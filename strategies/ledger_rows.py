@@ -6,7 +6,7 @@ that are never asked.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from weakref import WeakKeyDictionary
 
@@ -34,6 +34,8 @@ class LedgerWriter:
         self.ledger = Ledger(folder.path)
         self.told: set[int] = set()
         """Clients whose samples are in the ledger."""
+        self.elsewhere: Mapping[int, int] = {}
+        """Samples that clients' nodes say they have of their own; the server knows no ids."""
         self._key = b""
         self._hand: ThreadPoolExecutor | None = None
         self._coming: Future[dict[int, Samples]] | None = None
@@ -108,6 +110,9 @@ class LedgerWriter:
     def _samples_of(self, clients: Iterable[int]) -> dict[int, Samples]:
         found: dict[int, Samples] = {}
         for client in clients:
+            if client in self.elsewhere:
+                found[client] = [merkle.root([]).hex(), self.elsewhere[client]]
+                continue
             ids = trained_ids(self.task.data, client)
             found[client] = [merkle.root(merkle.leaves(self._key, client, ids)).hex(), len(ids)]
         return found

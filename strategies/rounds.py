@@ -59,6 +59,8 @@ class RoundLoop:
         """The model of a strategy that is not ours; ours keep their own."""
         self.writer = RowWriter(self.write)
         self.ledger = LedgerWriter(task, folder)
+        self.left_out: list[Row] = []
+        """Rows of clients whose nodes were left out before the first round."""
         self.lost: set[str] = set()
         """Attributes of a strategy that is not ours of which the user knows that they are lost."""
 
@@ -101,8 +103,9 @@ class RoundLoop:
 
     @property
     def global_model(self) -> bool:
-        """Whether there is a global model to test."""
-        return not isinstance(self.strategy, SparseStrategy) or self.strategy.global_model
+        """Whether there is a global model to test, and something to test it on."""
+        ours = self.strategy if isinstance(self.strategy, SparseStrategy) else None
+        return (ours is None or ours.global_model) and len(self.task.data.test) > 0
 
     @property
     def state(self) -> State:
@@ -150,6 +153,7 @@ class RoundLoop:
         failed = self.strategy.failures if isinstance(self.strategy, SparseStrategy) else {}
         heard = traffic.up.keys() - failed.keys()
         self.ledger.write(0, traffic.down, heard, (None, self.mask), self.state, traffic)
+        self.folder.append_clients(self.left_out)
         self.record(0, [], traffic, None, time.perf_counter() - started)
         self.checkpoint(0)
 

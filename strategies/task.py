@@ -6,7 +6,7 @@ loop; clients build the same model from the same configuration.
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 
 from fedsparse import data, models, seeds, wire
 from fedsparse.config import Config
-from fedsparse.data import Dataset, FederatedData
+from fedsparse.data import Dataset, FederatedData, nodes
 from fedsparse.errors import ConfigError, ModelError
 from fedsparse.sparsity import Mask, ModelCost, State
 from fedsparse.training import backend
@@ -32,6 +32,8 @@ class Task:
     model: nn.Module
     trains: str = "torch"
     """What trains, in words; the configuration's `[client]` says it in its keys."""
+    left_out: set[int] = field(default_factory=set, compare=False)
+    """Clients whose nodes have data that do not fit."""
 
     @classmethod
     def of(cls, config: Config, *, settle: bool = True) -> "Task":
@@ -88,8 +90,8 @@ class Task:
 
     @property
     def absent(self) -> frozenset[int]:
-        """Clients that are never asked: forgotten ones, and those without training samples."""
-        return self.data.absent
+        """Clients that are never asked: forgotten, without training samples, or with unfit ones."""
+        return self.data.absent | self.left_out
 
     @cached_property
     def present(self) -> Sequence[int]:
@@ -102,6 +104,12 @@ class Task:
     def public(self) -> Dataset:
         """The server's one-shot data; raises ConfigError when the run has none."""
         if not len(self.data.public.y):
+            if self.config.data.name == nodes.NAME:
+                raise ConfigError(
+                    f"strategy '{self.config.strategy['name']}' needs the server's own data with "
+                    "these settings; set data.path to a file at the server, and "
+                    "data.public_samples to how many of its samples are for this"
+                )
             raise ConfigError(
                 f"strategy '{self.config.strategy['name']}' needs the server's own data with these "
                 "settings; set data.public_samples, for example --set data.public_samples=200"

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedsparse import registry, seeds
 from fedsparse.config import AttackConfig, Config, DataConfig, ForgetConfig
-from fedsparse.data import backdoor, partitions
+from fedsparse.data import backdoor, nodes, partitions
 from fedsparse.data.dataset import (
     ClientData,
     Dataset,
@@ -17,6 +17,7 @@ from fedsparse.data.dataset import (
     Placed,
     Source,
 )
+from fedsparse.data.samples import spread
 from fedsparse.errors import DataError
 
 __all__ = ["ClientData", "Dataset", "FederatedData", "Source", "load", "of", "partition_counts"]
@@ -93,11 +94,14 @@ def load(data: DataConfig, *, clients: int, seed: int) -> FederatedData:
 @lru_cache(maxsize=2)
 def _load(text: str, clients: int, seed: int) -> FederatedData:
     data = DataConfig.model_validate_json(text)
+    if data.name == nodes.NAME:
+        return nodes.federated(data, clients, seed)
     source = registry.call("datasets", data.name, data, seed)
     if not isinstance(source, Source):
         raise DataError(
             f"dataset '{data.name}' returned a {type(source).__name__}, not a fedsparse.data.Source"
         )
+    nodes.check_declared(data, source.train)
     limit = min(len(source.train), data.samples or len(source.train))
     if data.partition == "sampled" and data.public_samples >= limit:
         raise DataError(
@@ -111,12 +115,12 @@ def _load(text: str, clients: int, seed: int) -> FederatedData:
             f"{data.public_samples} public ones need {needed} samples, there are {limit}; "
             "lower fleet.clients or data.public_samples, or set data.partition = 'sampled'"
         )
-    chosen = _spread(source.train.y, limit, seeds.stream(seed, 0, seeds.SERVER, "samples"))
+    chosen = spread(source.train.y, limit, seeds.stream(seed, 0, seeds.SERVER, "samples"))
     public, rest = _public(source.train, chosen, data.public_samples, seed)
     test = source.test
     if data.test_samples and data.test_samples < len(test):
         rng = seeds.stream(seed, 0, seeds.SERVER, "test samples")
-        test = test.take(_spread(test.y, data.test_samples, rng))
+        test = test.take(spread(test.y, data.test_samples, rng))
     column = None if source.column is None else source.column[rest]
     labels = source.train.y[rest]
     partition = _deal(data, labels, source.train.classes, column, clients, seed)
@@ -132,22 +136,8 @@ def _load(text: str, clients: int, seed: int) -> FederatedData:
 def _public(train: Dataset, chosen: Indices, count: int, seed: int) -> tuple[Indices, Indices]:
     """Split positions into the server's public samples and the clients'."""
     rng = seeds.stream(seed, 0, seeds.SERVER, "public samples")
-    public = chosen[_spread(train.y[chosen], count, rng)]
+    public = chosen[spread(train.y[chosen], count, rng)]
     return public, np.setdiff1d(chosen, public)
-
-
-def _spread(labels: np.ndarray, count: int, rng: np.random.Generator) -> Indices:
-    """Return `count` positions, each class in proportion as nearly as whole numbers allow."""
-    if count >= len(labels):
-        return np.arange(len(labels))
-    order = rng.permutation(len(labels))
-    if labels.dtype.kind == "f":
-        return np.sort(order[:count])
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        own = order[labels[order] == label]
-        place[own] = (np.arange(len(own)) + rng.random()) / len(own)
-    return np.sort(np.argsort(place, kind="stable")[:count])
 
 
 def _deal(

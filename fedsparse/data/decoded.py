@@ -1,4 +1,4 @@
-"""Decoded samples of large files, kept as `.npy` files that every process maps.
+"""Decoded samples of large files and folders, kept as `.npy` files that every process maps.
 
 Unpacking takes a second or more, and an unpacked set hundreds of megabytes, in each worker anew.
 Mapped, the pages of one file in the cache are shared by all processes that read them.
@@ -29,14 +29,24 @@ LEFT_SECONDS = 3600.0
 _log = logging.getLogger(__name__)
 
 
-def mapped(path: Path, decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """Return what `decode` makes of the file at `path`, mapped from the cache if it is large.
+def mapped(
+    path: Path,
+    decode: Callable[[], NDArray[Any]],
+    *,
+    purpose: str = "",
+    kept: Path | None = None,
+    least: int | None = None,
+) -> NDArray[Any]:
+    """Return what `decode` makes of the file or folder at `path`, mapped from the cache if large.
 
-    What is written into the array stays in this process. A cache that cannot be read or
-    written is none: the file is then decoded. Raises what `decode` raises.
+    What one source is decoded to for several purposes is kept apart. It lies in the folder `kept`,
+    by default in the user's cache, from `least` decoded bytes on. What is written into the array
+    stays in this process. A cache that cannot be read or written is none: the source is then
+    decoded. Raises what `decode` raises.
     """
+    least = LEAST_BYTES if least is None else least
     try:
-        place = _place(path)
+        place = _place(path, purpose, kept)
     except (OSError, RuntimeError) as error:  # the second where nobody has a home
         _log.debug("'%s': not kept decoded: %s", path, error)
         return decode()
@@ -44,10 +54,10 @@ def mapped(path: Path, decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     if found is not None:
         return found
     array = decode()
-    if array.nbytes < LEAST_BYTES:
+    if array.nbytes < least:
         return array
     try:
-        if _place(path) != place:
+        if _place(path, purpose, kept) != place:
             return array  # the source was replaced meanwhile
         _write(place, array)
     except OSError as error:
@@ -63,13 +73,29 @@ def folder() -> Path:
     return Path(root) / "fedsparse" / "data"
 
 
-def _place(path: Path) -> Path:
-    """Return the file for a source; its name begins with the source's place, then its state."""
-    whole, found = path.resolve(), path.stat()
+def state_of(path: Path) -> str:
+    """Return what tells a file, or the files of a folder, from what it was before a change."""
+    if not path.is_dir():
+        return _state(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    states = "\n".join(f"{file.relative_to(path)} {_state(file)}" for file in files)
+    return hashlib.sha256(states.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _state(path: Path) -> str:
+    found = path.stat()
     # A copy that keeps its time, of a file of the same size, still has a change time of its own.
-    state = f"{FORMAT} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
-    place, version = (hashlib.sha256(t.encode()).hexdigest()[:16] for t in (str(whole), state))
-    return folder() / f"{place}-{version}.npy"
+    return f"{FORMAT} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+
+
+def _place(path: Path, purpose: str, kept: Path | None) -> Path:
+    """Return the file for a source; its name begins with the source's place, then its state."""
+    whole = f"{path.resolve()}\0{purpose}" if purpose else str(path.resolve())
+    place, version = (
+        hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        for text in (whole, state_of(path))
+    )
+    return (kept or folder()) / f"{place}-{version}.npy"
 
 
 def _read(place: Path) -> NDArray[Any] | None:

@@ -60,6 +60,8 @@ def _splits(data: DataConfig) -> dict[str, Any]:
     if data.path is None:
         raise DataError("data.name = 'huggingface' needs data.path, a hub id or a local path")
     name, options = data.path, {}
+    if is_saved(Path(data.path)):
+        return _saved_splits(datasets, data.path)
     if Path(data.path).is_file():
         if Path(data.path).suffix.lower() not in BUILDERS:
             raise DataError(f"data.path = '{data.path}': use one of {', '.join(BUILDERS)}")
@@ -78,6 +80,42 @@ def _splits(data: DataConfig) -> dict[str, Any]:
         ) from None
 
 
+def is_saved(folder: Path) -> bool:
+    """Tell whether a folder is what `save_to_disk` of the library made."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def _saved_splits(datasets: Any, path: str) -> dict[str, Any]:
+    try:
+        found = datasets.load_from_disk(path)
+        return dict(found) if isinstance(found, dict) else {"train": found}
+    # The library raises without a common base.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(
+            f"'{path}' cannot be read as a saved Hugging Face dataset: {reason[:200]}"
+        ) from None
+
+
+def parts(
+    data: DataConfig, label: str | None
+) -> list[tuple[NDArray[Any], NDArray[Any], tuple[str, ...]]]:
+    """Return samples, labels and the labels' names of a training split and, if any, a test split.
+
+    `label` names the label's column; there are no names where labels are plain values. Raises as
+    `huggingface` does.
+    """
+    splits = _splits(data)
+    first = "train" if "train" in splits else next(iter(splits))
+    test = next((name for name in TEST_SPLITS if name in splits and name != first), None)
+    found = []
+    for split in (splits[name] for name in (first, test) if name is not None):
+        x_columns, own = _columns(split.features, data, label)
+        names = tuple(getattr(split.features[own], "names", None) or ())
+        found.append((_samples(split, x_columns, data), _values(split, own), names))
+    return found
+
+
 def _client_column(split: Any, data: DataConfig) -> NDArray[Any]:
     column = _values(split, data.column)
     if column.ndim != 1 or column.dtype.kind not in "iuUb":
@@ -90,11 +128,16 @@ def _values(split: Any, name: str | None) -> NDArray[Any]:
     return np.asarray(split[name][:])
 
 
-def _columns(features: Any, data: DataConfig) -> tuple[list[str], str]:
+def _columns(features: Any, data: DataConfig, label: str | None = None) -> tuple[list[str], str]:
     """Return the sample's columns, one if it is an image, and the label's."""
     kinds = {name: type(kind).__name__ for name, kind in features.items() if name != data.column}
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     labels += [name for name in LABELS if name in kinds and name not in labels]
+    if label is not None:
+        if label not in kinds:
+            hint = did_you_mean(label, list(kinds)[:50])
+            raise DataError(f"'{data.path}' has no column '{label}' for the label{hint}")
+        labels = [label]
     if not labels:
         raise DataError(
             f"'{data.path}' has no label among {', '.join(features)}; call one column 'label'"

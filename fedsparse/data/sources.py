@@ -5,12 +5,15 @@ model. Files are checked before they are believed; nothing is unpickled.
 """
 
 import gzip
+import io
+import math
 import os
 import zipfile
 import zlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,9 @@ from fedsparse.data.dataset import Dataset, Source
 from fedsparse.errors import DataError, MissingExtraError
 
 FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "/usr/share/dataset-fashion-mnist")
+MOST_BYTES = 2**33
+"""Unpacked bytes of a file; more is taken for a packing that is meant to fill the memory."""
+
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -53,7 +59,7 @@ def fashion_mnist(data: DataConfig, seed: int) -> Source:
     """
     places = [data.path] if data.path else _fashion_places()
     for place in places:
-        if _idx_file(Path(place), "train", "images") is not None:
+        if idx_file(Path(place), "train", "images") is not None:
             return _read_idx_folder(Path(place))
     raise DataError(
         f"Fashion-MNIST's IDX files are not in {' or '.join(map(str, places))}; install Debian's "
@@ -63,7 +69,7 @@ def fashion_mnist(data: DataConfig, seed: int) -> Source:
 
 def fashion_folder() -> Path | None:
     """Return where Fashion-MNIST lies on this machine, if it does."""
-    return next((Path(p) for p in _fashion_places() if _idx_file(Path(p), "train", "images")), None)
+    return next((Path(p) for p in _fashion_places() if idx_file(Path(p), "train", "images")), None)
 
 
 def _fashion_places() -> list[str]:
@@ -74,7 +80,7 @@ def _fashion_places() -> list[str]:
 def idx(data: DataConfig, seed: int) -> Source:
     """IDX files (as MNIST's) in the folder data.path: train and t10k or test, .gz or not."""
     folder = _path(data, "idx", "a folder of IDX files")
-    if _idx_file(folder, "train", "images") is None:
+    if idx_file(folder, "train", "images") is None:
         raise DataError(f"'{folder}' has no train-images IDX file; set data.path to their folder")
     return _read_idx_folder(folder)
 
@@ -85,11 +91,7 @@ def npz(data: DataConfig, seed: int) -> Source:
     With data.column set, the array of that name says which client a sample is from.
     """
     path = _path(data, "npz", "a .npz file")
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"'{path}' is no readable .npz file of plain arrays: {error}") from None
+    arrays = npz_arrays(path)
     if "x_train" in arrays:
         names: Sequence[str] = ("x_train", "y_train", "x_test", "y_test")
     else:
@@ -108,34 +110,94 @@ def npz(data: DataConfig, seed: int) -> Source:
     return hold_out(sets[0], 0.2, seed, column)
 
 
+def npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a .npz file; raises DataError when it holds others, or is damaged.
+
+    No array is made before the file has been seen to hold as many bytes as it says.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except NPZ_ERRORS as error:
+        raise DataError(f"'{path}' is no readable .npz file of plain arrays: {error}") from None
+
+
+NPZ_ERRORS = (
+    *(OSError, ValueError, EOFError, RuntimeError, MemoryError, SyntaxError, TypeError),
+    *(zipfile.BadZipFile, zlib.error, TokenError),
+)
+"""What comes out of zip files that are none, and of numpy's parser of headers."""
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError for an array that says another size than its bytes have, or a huge one."""
+    if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES} bytes; split it")
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0
+            shape, _, kind = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(
+                file
+            )
+            if kind.hasobject:
+                raise ValueError(f"'{member.filename}' holds Python objects, which are not read")
+            said = math.prod(shape) * kind.itemsize + file.tell()
+        if said != member.file_size:
+            raise ValueError(
+                f"'{member.filename}' holds {member.file_size} bytes, its header says {said}"
+            )
+
+
 def image_folder(data: DataConfig, seed: int) -> Source:
     """A folder of class folders of images (extra `data`); train/ and test/ inside, or one set.
 
     Images are resized to data.image_size and read with data.channels channels.
     """
     folder = _path(data, "image-folder", "a folder of class folders")
+    if not folder.is_dir():
+        raise DataError(f"data.path = '{folder}' is no folder; give a folder of class folders")
+    shape = (data.channels, data.image_size, data.image_size)
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         names = _class_names(folder / "train")
-        train = _read_images(folder / "train", names, data)
-        return Source(train, _read_images(folder / "test", names, data))
-    return hold_out(_read_images(folder, _class_names(folder), data), 0.2, seed)
+        train = _of_images(folder / "train", names, shape)
+        return Source(train, _of_images(folder / "test", names, shape))
+    return hold_out(_of_images(folder, _class_names(folder), shape), 0.2, seed)
 
 
 def _class_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise DataError(f"data.path = '{folder}' is no folder; give a folder of class folders")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = class_folders(folder)
     if len(names) < 2:
         raise DataError(f"'{folder}' has {len(names)} class folders; it needs two or more")
     return names
 
 
-def _read_images(folder: Path, names: list[str], data: DataConfig) -> Dataset:
+def class_folders(folder: Path) -> list[str]:
+    """Return the names of the class folders in a folder, in alphabetical order."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _of_images(folder: Path, names: list[str], shape: tuple[int, ...]) -> Dataset:
+    pixels, labels = read_images(folder, names, shape)
+    return Dataset(scaled(pixels, str(folder)), labels, len(names))
+
+
+def read_images(
+    folder: Path, names: Sequence[str], shape: tuple[int, ...]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the pixels (n, channels, height, width) of images in class folders, and their classes.
+
+    `shape` is that of one image, with 1 or 3 channels; a class is its place in `names`. Raises
+    DataError for an image that cannot be read, or none, and MissingExtraError without Pillow.
+    """
     try:
         from PIL import Image
     except ImportError:
-        raise MissingExtraError("data.name = 'image-folder'", "data") from None
-    size, mode = data.image_size, "L" if data.channels == 1 else "RGB"
+        raise MissingExtraError("reading a folder of images", "data") from None
+    channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
     images, labels = [], []
     for label, name in enumerate(names):
         for path in sorted((folder / name).iterdir() if (folder / name).is_dir() else []):
@@ -143,14 +205,15 @@ def _read_images(folder: Path, names: list[str], data: DataConfig) -> Dataset:
                 continue
             try:
                 with Image.open(path) as image:
-                    pixels = np.asarray(image.convert(mode).resize((size, size)), np.uint8)
+                    resized = image.convert(mode).resize((width, height))
+                    pixels = np.asarray(resized, np.uint8)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise DataError(f"'{path}' is no readable image: {error}; remove it") from None
-            images.append(pixels.reshape(size, size, data.channels).transpose(2, 0, 1))
+            images.append(pixels.reshape(height, width, channels).transpose(2, 0, 1))
             labels.append(label)
     if not images:
         raise DataError(f"'{folder}' holds no images in its class folders")
-    return Dataset(scaled(np.stack(images), str(folder)), np.array(labels, np.int64), len(names))
+    return np.stack(images), np.array(labels, np.int64)
 
 
 def _path(data: DataConfig, name: str, what: str) -> Path:
@@ -162,7 +225,7 @@ def _path(data: DataConfig, name: str, what: str) -> Path:
     return path
 
 
-def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
+def idx_file(folder: Path, part: str, kind: str) -> Path | None:
     """Return `train-images-idx3-ubyte[.gz]` and the like, whatever the punctuation."""
     starts = (part,) if part == "train" else ("t10k", "test")
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -174,7 +237,7 @@ def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
 def _read_idx_folder(folder: Path) -> Source:
     sets = []
     for part in ("train", "t10k"):
-        paths = [_idx_file(folder, part, kind) for kind in ("images", "labels")]
+        paths = [idx_file(folder, part, kind) for kind in ("images", "labels")]
         if paths[0] is None or paths[1] is None:
             raise DataError(f"'{folder}' lacks the {part} images or labels; it needs both")
         sets.append(_idx_set(paths[0], paths[1]))
@@ -191,8 +254,12 @@ def _idx_set(images: Path, labels: Path) -> Dataset:
 def read_idx(path: Path) -> NDArray[Any]:
     """Read one IDX file, gzipped or not; raises DataError when it is damaged or no IDX."""
     try:
-        content = path.read_bytes()
-        raw = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
+                raw = packed.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise DataError(f"'{path}' unpacks to more than {MOST_BYTES} bytes; split it")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"'{path}' cannot be read: {error}") from None
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES:

@@ -54,8 +54,11 @@ def images(data: DataConfig, seed: int) -> Source:
     """Images (n, channels, image_size, image_size): the prototype of their class plus noise.
 
     A prototype is a random 4x4 pattern blown up to the image's size; the noise is normal
-    with standard deviation data.noise in each pixel. Classes are equally frequent.
+    with standard deviation data.noise in each pixel. Classes are equally frequent. Raises
+    DataError for less than two.
     """
+    if data.classes < 2:
+        raise DataError("data.classes = 1: synthetic images need two classes or more; raise it")
     rng = seeds.stream(seed, 0, seeds.SERVER, "synthetic images prototypes")
     coarse = rng.standard_normal((data.classes, data.channels, COARSE, COARSE), np.float32)
     cell = np.arange(data.image_size) * COARSE // data.image_size

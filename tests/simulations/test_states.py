@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulations import state_codec
+from fedsparse import state_codec
 from simulations.state_file import Recent
 from simulations.states import ClientStates
 

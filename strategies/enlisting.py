@@ -1,0 +1,110 @@
+"""Before the first round: whether each node's own data fit the run's model, and who is left out.
+
+A node that says it has none of its own uses its part of the run's data set. One whose data do not
+fit is never asked; the run goes on while `fleet.min_replies` of the clients are left.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedsparse import data
+from fedsparse.data import nodes
+from fedsparse.data.schema import Schema, shape_text
+from fedsparse.errors import ConfigError, GridError
+from fedsparse.runs.tables import Row
+from strategies.addressing import least_replies
+from strategies.task import Task
+
+Told = Mapping[int, Schema | str]
+"""What nodes tell of data of their own, by client: a schema, or why there is none."""
+
+KIND = "data"
+"""Of the rows of clients that were left out."""
+
+
+def check(task: Task, told: Told, note: Callable[[str], None]) -> dict[int, str]:
+    """Leave out the clients whose data do not fit, say why, and return the reasons by client.
+
+    Raises GridError where fewer are left than `fleet.min_replies` asks for.
+    """
+    fleet = task.config.fleet
+    refused = {c: wrong for c, one in sorted(told.items()) if (wrong := misfit(task, one))}
+    for client, reason in refused.items():
+        note(f"the node of client {client} is left out: {reason}")
+    left = set(range(fleet.training_clients)) - task.data.absent - set(refused)
+    needed = least_replies(fleet.training_clients, fleet.min_replies)
+    if refused and len(left) < needed:
+        client, reason = next(iter(refused.items()))
+        raise GridError(
+            f"{len(left)} of {fleet.training_clients} clients have data that fit, "
+            f"fleet.min_replies = {fleet.min_replies:g} asks for {needed}; "
+            f"the node of client {client}: {reason}"
+        )
+    task.left_out.update(refused)
+    return refused
+
+
+def misfit(task: Task, told: Schema | str) -> str | None:
+    """Return what is wrong with a node's own data for the run's model, and what to do; or None."""
+    if isinstance(told, str):
+        return told
+    tokens = task.data.train.x.dtype.kind == "i"
+    return told.misfit(task.data.input_shape, task.data.classes, tokens)
+
+
+def check_testable(task: Task) -> None:
+    """Raise ConfigError for a target where the server has nothing to test a model on."""
+    target = task.config.run.target_accuracy
+    if target is not None and not len(task.data.test):
+        raise ConfigError(
+            f"run.target_accuracy = {target:g}: the server has no test data to reach it on; set "
+            "data.path to a file at the server, or leave the target out"
+        )
+
+
+def rows(refused: Mapping[int, str]) -> list[Row]:
+    """Return the rows of clients that were left out."""
+    nothing = {"bytes_up": 0, "bytes_down": 0}
+    return [
+        {
+            "round": 0,
+            "client": client,
+            "kind": KIND,
+            "status": "failed",
+            "reason": reason,
+            **nothing,
+        }
+        for client, reason in refused.items()
+    ]
+
+
+def samples(told: Told) -> dict[int, int]:
+    """Return how many samples each node says it has of its own."""
+    return {client: one.samples for client, one in told.items() if isinstance(one, Schema)}
+
+
+def partition(task: Task, told: Told) -> dict[str, Any]:
+    """Return what the run folder says of who holds what; of nodes' own data, what they tell."""
+    own = bool(told) or task.config.data.name == nodes.NAME
+    counts = [[] for _ in range(task.data.clients)] if own else data.partition_counts(task.data)
+    found: dict[str, Any] = {
+        "kind": nodes.NAME if own else task.config.data.partition,
+        "classes": task.data.classes,
+        "clients": task.data.clients,
+        "counts": counts,
+    }
+    if told:
+        found["nodes"] = {str(client): _said(one) for client, one in sorted(told.items())}
+    return found
+
+
+def _said(told: Schema | str) -> dict[str, Any]:
+    if isinstance(told, str):
+        return {"problem": told}
+    return {
+        "samples": told.samples,
+        "shape": shape_text(told.shape),
+        "dtype": told.dtype,
+        "classes_seen": told.seen,
+        "highest_label": told.highest,
+    }

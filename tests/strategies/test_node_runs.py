@@ -1,0 +1,157 @@
+"""A run on the nodes' own data: the bits of the same samples dealt by the server, and who fits."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+
+from fedsparse.data import schema
+from fedsparse.errors import ConfigError, GridError
+from fedsparse.runs import RunFolder
+from fedsparse.runs.progress import Silent
+from simulations import report
+from simulations.experiment import run_experiment
+from strategies import foreign
+from strategies.execute import execute
+from strategies.task import Task
+from tests.data.test_node_data import write_csv, write_npz
+from tests.node_grid import NodeGrid, parts
+from tests.tiny_runs import model_bytes, rows, tiny
+
+QUICK = (
+    *("model.name=mlp", "model.width=0.25", "run.rounds=2", "data.client_test_fraction=0.2"),
+    *("data.samples=240", "data.public_samples=40", "fleet.clients=3"),
+)
+SERVER_LESS = (
+    *("data.name=nodes", "data.shape=1x8x8", "data.classes=10", "model.name=mlp"),
+    *("model.width=0.25", "run.rounds=2", "fleet.clients=3", "strategy.name=fedavg"),
+    "strategy.pretrain_epochs=0",
+)
+
+
+class Noted(Silent):
+    """Progress that keeps what is noted."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def play(out, config, grid):
+    """Run a configuration over a grid of nodes and return its summary and notes."""
+    task, noted = Task.of(config), Noted()
+    folder = RunFolder.create(out, task.config, command="test")
+    with folder.lock():
+        return execute(task, foreign.make(task), grid, folder, noted), noted.notes
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    """What three nodes are told, each with its part of the digits as .npz or CSV."""
+    told = []
+    for client, samples in enumerate(parts(tiny(*QUICK))):
+        place = tmp_path / f"node-{client}"
+        place.mkdir()
+        path = (write_csv if client == 1 else write_npz)(place, samples)
+        told.append({"data-path": str(path), "cache-path": str(place / "kept")})
+    return told
+
+
+@pytest.mark.parametrize("strategy", ["fedtiny", "ditto"])
+def test_samples_at_the_nodes_make_the_model_that_dealt_ones_make(tmp_path, nodes, strategy):
+    config = tiny(*QUICK, f"strategy.name={strategy}")
+    run_experiment(config, tmp_path / "dealt", command="test")
+    play(tmp_path / "own", config, NodeGrid(nodes))
+    assert model_bytes(tmp_path / "own") == model_bytes(tmp_path / "dealt")
+    assert rows(tmp_path / "own") == rows(tmp_path / "dealt")
+
+
+def test_nodes_may_have_what_the_server_has_not(tmp_path, nodes):
+    summary, _ = play(tmp_path / "run", tiny(*SERVER_LESS), NodeGrid(nodes))
+    assert summary["accuracy"] is None
+    assert summary["accuracy_personal_mean"] > 0.1
+    told = RunFolder.open(tmp_path / "run").read_json("partition.json")
+    assert [n["samples"] for n in told["nodes"].values()] == [len(p) for p in parts(tiny(*QUICK))]
+    pytest.importorskip("jinja2", reason="needs the extra 'report'")
+    page = report.write_report([tmp_path / "run"]).read_text()
+    assert "lies at the nodes of 3 clients" in page
+
+
+def test_the_server_s_file_tests_the_model_and_makes_the_mask(tmp_path, nodes):
+    config = tiny(*QUICK)
+    samples = parts(config)[0]
+    (tmp_path / "server").mkdir()
+    path = write_npz(tmp_path / "server", samples)
+    changes = (f"data.path={path}", "data.public_samples=20", "strategy.name=static")
+    summary, _ = play(
+        tmp_path / "run", tiny(*SERVER_LESS, *changes, "strategy.criterion=snip"), NodeGrid(nodes)
+    )
+    assert summary["accuracy"] is not None
+
+
+def test_what_needs_data_of_the_server_says_how_to_give_some(tmp_path, nodes):
+    config = tiny(*SERVER_LESS, "strategy.name=fedtiny", "strategy.pretrain_epochs=1")
+    with pytest.raises(ConfigError, match=r"set data\.path to a file at the server"):
+        play(tmp_path / "run", config, NodeGrid(nodes))
+    config = tiny(*SERVER_LESS, "run.target_accuracy=0.5")
+    with pytest.raises(ConfigError, match="no test data to reach it on"):
+        play(tmp_path / "target", config, NodeGrid(nodes))
+
+
+def test_a_simulation_has_no_nodes(tmp_path):
+    with pytest.raises(ConfigError, match="these data lie at real nodes"):
+        run_experiment(tiny(*SERVER_LESS), tmp_path / "run", command="test")
+
+
+MISFITS = {
+    "another shape": ({"x": np.zeros((9, 1, 7, 7), np.float32)}, "samples are 1x7x7"),
+    "another class": ({"y": np.full(9, 12)}, "highest label is 12, the run's classes are 0 to 9"),
+    "tokens": ({"x": np.zeros((9, 64), np.int64)}, "samples are tokens, as integers are"),
+    "real targets": ({"y": np.full(9, 0.5)}, "labels are no whole numbers"),
+    "nothing": ({"x": np.zeros((0, 64)), "y": np.zeros(0, int)}, "holds no samples"),
+    "not a number": ({"x": np.full((9, 64), np.nan)}, "NaN"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_node_that_does_not_fit_is_left_out_and_named(tmp_path, nodes, name):
+    changes, told = MISFITS[name]
+    good = {"x": np.zeros((9, 1, 8, 8), np.float32), "y": np.zeros(9, np.int64)}
+    np.savez(tmp_path / "wrong.npz", **{**good, **changes})
+    nodes[1]["data-path"] = str(tmp_path / "wrong.npz")
+    grid = NodeGrid(nodes)
+    summary, notes = play(tmp_path / "run", tiny(*SERVER_LESS), grid)
+    assert summary["rounds"] == 2
+    assert len(notes) == 1
+    assert notes[0].startswith("the node of client 1 is left out: ")
+    assert told in notes[0]
+    assert {client for kind, client in grid.asked if kind == "train"} == {0, 2}
+    (row,) = [r for r in RunFolder.open(tmp_path / "run").clients() if r["status"] != "ok"]
+    assert (row["client"], row["round"], row["status"]) == (1, 0, "failed")
+    assert told in row["reason"]
+
+
+def test_too_few_that_fit_stop_the_run_before_its_first_round(tmp_path, nodes):
+    for told in nodes[:2]:
+        told["data-path"] += ".gone"
+    grid = NodeGrid(nodes)
+    with pytest.raises(GridError, match=r"1 of 3 clients .*asks for 2; .*client 0: .*at this node"):
+        play(tmp_path / "run", tiny(*SERVER_LESS), grid)
+    assert {kind for kind, _ in grid.asked} == {"query"}
+
+
+def test_what_a_broken_node_tells_ends_no_run(tmp_path, nodes, monkeypatch):
+    plain = schema.Schema.record
+
+    def boastful(self):
+        record = plain(self)
+        return ConfigRecord({**record, "samples": -5}) if self.samples == wrong else record
+
+    wrong = len(parts(tiny(*QUICK))[2])
+    monkeypatch.setattr(schema.Schema, "record", boastful)
+    _, notes = play(tmp_path / "run", tiny(*SERVER_LESS), NodeGrid(nodes))
+    assert notes == [
+        "the node of client 2 is left out: it tells impossible numbers of its data; "
+        "install the same fedsparse there"
+    ]
