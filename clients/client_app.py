@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 
 from clients import hostile, memory, secure, selection
 from clients.job import Job, Received, client_id, read_job, receive, reply_arrays
+from clients.kept_state import keeping
 from clients.program import Visit, program_of
 from clients.unlearning import federaser
 from fedsparse import messages
@@ -16,7 +17,7 @@ from fedsparse.data import node
 from fedsparse.errors import DataError
 from fedsparse.training import local, price
 
-app = ClientApp()
+app = ClientApp(mods=[keeping])
 
 
 @app.query()
