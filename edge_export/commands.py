@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simulations.commands import path_type
+from simulations.command_parts import path_type
 
 if TYPE_CHECKING:
     from edge_export.export import Exported

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simulations.commands import path_type
+from simulations.command_parts import path_type
 
 if TYPE_CHECKING:
     from fedsparse.runs import RunFolder

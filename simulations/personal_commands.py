@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simulations.commands import INTERRUPTED, path_type
+from simulations.command_parts import INTERRUPTED, path_type
 
 if TYPE_CHECKING:
     from simulations.personal_models import Made

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simulations.commands import ENGINES, INTERRUPTED, check_way, path_type
+from simulations.command_parts import ENGINES, INTERRUPTED, check_way, path_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ class Options:
 
     def tree(self) -> dict[str, Any]:
         """Return the configuration, with the tables that are for a comparison alone."""
-        from simulations.commands import read_whole
+        from simulations.command_parts import read_whole
 
         return read_whole(self.config, self.source[1] if self.config is None else None)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simulations.commands import ENGINES, path_type
+from simulations.command_parts import ENGINES, path_type
 from simulations.sweep_commands import FAILED, Options, check_own, free_folder, show_table
 
 if TYPE_CHECKING:

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simulations.commands import (
-    _changes,
-    _finish,
-    _json,
-    _no_report,
-    _out,
-    _preset,
-    _quiet,
-    _read,
-    _seed,
-    _set,
-    _watched,
+from simulations.command_parts import (
+    changes_of,
     check_way,
+    finish,
     free_folder,
+    json_option,
+    no_report_option,
+    out_option,
     path_type,
+    preset_option,
+    quiet_option,
+    read_configuration,
+    seed_option,
+    set_option,
+    watched,
 )
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def deploy() -> None:
 @click.option(
     "--nodes", type=click.IntRange(1, 64), required=True, metavar="N", help="SuperNodes to start."
 )
-@_preset
-@_set
-@_seed
-@_out
-@_json
-@_no_report
-@_quiet
+@preset_option
+@set_option
+@seed_option
+@out_option
+@json_option
+@no_report_option
+@quiet_option
 def local(
     config: Path | None,
     nodes: int,
@@ -78,8 +78,8 @@ def local(
 
         return run_locally(resolved, nodes, folder, progress)
 
-    summary = _watched(work, folder, quiet, again="give the same command with --out")
-    _finish(folder, summary, as_json=as_json, report=not no_report)
+    summary = watched(work, folder, quiet, again="give the same command with --out")
+    finish(folder, summary, as_json=as_json, report=not no_report)
 
 
 def configured(
@@ -91,6 +91,6 @@ def configured(
     if config is not None and preset is not None:
         raise click.UsageError("CONFIG.toml and --preset: give one; --set changes single keys")
     name = "demo" if config is None and preset is None else preset
-    tree = _read(config, name)
-    resolved = resolve(override(tree, _changes(assignments, None, seed, None)))
+    tree = read_configuration(config, name)
+    resolved = resolve(override(tree, changes_of(assignments, None, seed, None)))
     return resolved, config.stem if config is not None else str(name)

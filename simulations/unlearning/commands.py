@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simulations.commands import ENGINES, INTERRUPTED, path_type
+from simulations.command_parts import ENGINES, INTERRUPTED, path_type
 
 if TYPE_CHECKING:
     from fedsparse.runs.progress import Progress
@@ -132,7 +132,7 @@ def unlearn(
     from fedsparse.errors import RunFolderError, UnknownNameError
     from fedsparse.registry import names
     from fedsparse.runs import RunFolder
-    from simulations.commands import check_way, flower_quiet
+    from simulations.command_parts import check_way, flower_quiet
     from simulations.unlearning.target import target_of
     from simulations.unlearning.unlearn import FAILED, Request
     from simulations.unlearning.unlearn import unlearn as forget
