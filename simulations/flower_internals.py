@@ -411,3 +411,14 @@ def run_superexec_forking(address: str, parent: int) -> None:
     vars(module)["get_executor"] = get_executor
     ask_again_soon()
     module.run_superexec(address, insecure=True, runtime_dependency_install=False)
+
+
+def screen_superlink(middleware: Any) -> None:
+    """Put an ASGI middleware ahead of everything that this process' SuperLink answers.
+
+    Flower has a seam for extensions, which it looks for in a package that it does not publish.
+    """
+    from flwr.superlink import extensions
+    from starlette.middleware import Middleware
+
+    vars(extensions)["get_middleware"] = lambda: (Middleware(middleware),)

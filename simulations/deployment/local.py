@@ -19,7 +19,7 @@ from typing import Any
 import tomli_w
 
 from fedsparse.config import Config
-from fedsparse.errors import ConfigError, FedSparseError, GridError
+from fedsparse.errors import ConfigError, FedSparseError, GridError, one_line
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress, Silent
 from simulations.deployment import app, certificates
@@ -33,6 +33,7 @@ from simulations.deployment.processes import (
     listens,
     quoted,
 )
+from simulations.deployment.reaper import reaped
 from strategies import foreign, server_app
 from strategies.execute import check_clock
 from strategies.task import Task
@@ -42,6 +43,8 @@ CALL_SECONDS = 60.0
 STATE_EVERY = 10.0
 """Seconds between looks at the run's state, each of which is a process of Flower's."""
 LINK = "superlink"
+RAISED = "ServerApp failed with exception: "
+"""How Flower begins what it keeps of an exception."""
 NAME = "local"
 
 
@@ -66,7 +69,8 @@ class Fleet:
     def start_link(self) -> None:
         """Start the SuperLink, over its database where it has one, and wait until it listens."""
         files = self.files
-        command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "simulations.deployment.link"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--ssl-ca-certfile", str(files.authority)]
         command += ["--ssl-certfile", str(files.certificate), "--ssl-keyfile", str(files.key)]
         command += ["--enable-supernode-auth", "--database", str(self.folder / "link.db")]
@@ -121,8 +125,20 @@ class Fleet:
 
     def state(self, run: str) -> str:
         """Return a run's state as Flower names it, such as `running` or `finished:completed`."""
+        return str(self.listed(run).get("status", "unknown"))
+
+    def reason(self, run: str) -> str:
+        """Return why a run failed: what its ServerApp raised, else what the SuperLink logged.
+
+        The exception reaches no log of the SuperLink; Flower keeps its text with the run.
+        """
+        said = str(self.listed(run).get("status-details") or "")
+        return one_line(said.removeprefix(RAISED)) if said else reason_in(self.link.log)
+
+    def listed(self, run: str) -> dict[str, Any]:
+        """Return what Flower lists of a run, {} for one that it doesn't know."""
         runs = self.flwr("list", NAME)["runs"]
-        return next((str(row["status"]) for row in runs if str(row["run-id"]) == run), "unknown")
+        return next((dict(row) for row in runs if str(row["run-id"]) == run), {})
 
 
 @contextmanager
@@ -136,6 +152,7 @@ def started(nodes: int, out: Path) -> Iterator[Fleet]:
     with (
         ended_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="fedsparse-", ignore_cleanup_errors=True) as made,
+        reaped(Path(made)),
         Processes(Path(made)) as processes,
     ):
         folder = Path(made)
@@ -224,7 +241,7 @@ def follow(
             if state == "finished:completed":
                 return
             if state.startswith("finished"):
-                raise GridError(f"the run ended as {state}: {reason_in(fleet.link.log)}")
+                raise GridError(f"the run ended as {state}: {fleet.reason(run)}")
         if now - progressed > limit:
             raise GridError(
                 f"no round ended within {limit:.0f} s; superlink: {fleet.link.said()}; "

@@ -17,6 +17,10 @@ POLL_SECONDS = 1.0
 
 def main() -> None:
     """Start the process that runs clients, then be Flower's SuperNode until ended."""
+    from simulations.deployment.processes import quieten
+
+    quieten()
+
     from simulations.flower_internals import look_often_for_work
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -115,9 +115,21 @@ def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, 
     The scripts of this installation come first on the path: Flower starts its own by name.
     """
     home.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("FLWR_")}
-    return {**inherited, **QUIET, "PATH": path, "FLWR_HOME": str(home), **(more or {})}
+    return {**inherited, **QUIET, "PATH": search_path(), "FLWR_HOME": str(home), **(more or {})}
+
+
+def search_path() -> str:
+    """Return the path on which this installation's scripts come first."""
+    return os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+
+
+def quieten() -> None:
+    """Have this process and what it starts call nobody, and find this installation's scripts.
+
+    Called before Flower is imported, which reads some of it then. What is set stays.
+    """
+    os.environ.update({**QUIET, **os.environ, "PATH": search_path()})
 
 
 def end_groups(processes: Sequence[Process], grace: float = END_SECONDS) -> None:
@@ -142,7 +154,7 @@ def end_groups(processes: Sequence[Process], grace: float = END_SECONDS) -> None
 
 
 def kill_strays(home: Path, seconds: float = END_SECONDS) -> None:
-    """Kill whatever has `home` as Flower's home and outlived its group.
+    """Kill whatever has Flower's home at `home` or in it, and outlived its group.
 
     A SuperLink starts what runs its ServerApp in a session of its own, and that goes on when the
     SuperLink has ended. The home is a folder of this deployment alone, so nobody else has it.
@@ -153,13 +165,14 @@ def kill_strays(home: Path, seconds: float = END_SECONDS) -> None:
 
 
 def _kill_once(variable: bytes) -> int:
-    """Kill the processes with a variable in their environment and return how many there were."""
+    """Kill the processes that have a variable, or a path in it; return how many there were."""
     found = 0
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             number = os.pidfd_open(int(place.name))  # stays that process's, whatever ends meanwhile
             try:
-                if variable in (place / "environ").read_bytes().split(b"\0"):
+                variables = (place / "environ").read_bytes().split(b"\0")
+                if any(v == variable or v.startswith(variable + b"/") for v in variables):
                     signal.pidfd_send_signal(number, signal.SIGKILL)
                     found += 1
             finally:
