@@ -27,6 +27,7 @@ COMMANDS = {
     "influence": "simulations.influence_commands:influence",
     "unlearn": "simulations.unlearning.commands:unlearn",
     "deploy": "simulations.deployment.commands:deploy",
+    "init-app": "simulations.deployment.commands:init_app",
     "export": "edge_export.commands:export",
     "bench": "edge_export.bench.commands:bench",
     "devices": "edge_export.device_commands:devices",

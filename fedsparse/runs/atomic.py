@@ -8,6 +8,7 @@ system become RunFolderError, one line with the remedy.
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,6 +66,27 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         raise
     for folder in {path.parent for path in contents}:
         sync_folder(folder)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which gets its name when it is whole and vanishes on an error.
+
+    Its owner alone may enter it. Raises RunFolderError where something has that name.
+    """
+    if os.path.lexists(folder):
+        raise RunFolderError(f"'{folder}' is there already; choose another folder or remove it")
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+    try:
+        with writing(folder):
+            yield made
+            os.rename(made, folder)
+            sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,15 +4,19 @@ Flower ships at most 10 MiB of sources and lets a run change only keys that stan
 so every key of the configuration that has a value is written out.
 """
 
+import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import tomli_w
 
 from fedsparse.config import Config
 from fedsparse.errors import ConfigError
-from fedsparse.runs.atomic import write_file, writing
+from fedsparse.runs.atomic import new_folder, write_file, writing
+from simulations.deployment.certificates import write_public
 
 NAME, VERSION = "fedsparse-app", "1.0.0"
 
@@ -26,6 +30,42 @@ def write_app(folder: Path, config: Config) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(path, tomli_w.dumps(described(config)).encode())
     return path
+
+
+def init_app(folder: Path, config: Config) -> None:
+    """Write an app of one's own to change: configuration, and where client and server are made.
+
+    Whole or not at all; raises RunFolderError where something is there, ConfigError for a value
+    that Flower cannot carry.
+    """
+    package = package_of(folder.name)
+    tree = described(config)
+    tree["project"]["name"] = package.replace("_", "-")
+    tree["tool"]["flwr"]["app"]["components"] = {
+        "serverapp": f"{package}.server:app",
+        "clientapp": f"{package}.client:app",
+    }
+    words = {"PACKAGE": package, "FOLDER": folder.name, "CLIENTS": config.fleet.clients}
+    with new_folder(folder) as made:
+        (made / package).mkdir()
+        made.chmod(0o755)
+        write_public(made / "pyproject.toml", tomli_w.dumps(tree).encode())
+        write_public(made / package / "__init__.py", b'"""What `flwr run` ships."""\n')
+        for name, place in (("server.py", package), ("client.py", package), ("README.md", ".")):
+            text = Template(template(f"app_{name}.txt")).substitute(words)
+            write_public(made / place / name, text.encode())
+
+
+def package_of(name: str) -> str:
+    """Return the app's Python package: from the folder's name, with an end no library has."""
+    word = re.sub(r"\W+", "_", name.lower(), flags=re.ASCII).strip("_")
+    return f"{word or 'fedsparse'}_app" if not word[:1].isdigit() else f"fl_{word}_app"
+
+
+def template(name: str) -> str:
+    """Return the text of a template."""
+    place = files("simulations.deployment") / "templates" / name
+    return place.read_text(encoding="utf-8")
 
 
 def described(config: Config) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsparse.errors import MissingExtraError
+from fedsparse.errors import ConfigError, MissingExtraError
 from fedsparse.runs.atomic import writing
 
 if TYPE_CHECKING:
@@ -45,7 +45,44 @@ def make_authority(name: str = "fedsparse fleet", *, days: int = DAYS) -> Author
     """Make a new authority, valid for `days` from now; a negative number has expired."""
     key = _new_key()
     builder = _builder(name, name, key, days)
-    return Authority(_signed(builder, key, authority=True), key)
+    return Authority(_signed(builder, key, key, authority=True), key)
+
+
+def write_authority(folder: Path, authority: Authority) -> None:
+    """Write `ca.crt` and `ca.key`; raises RunFolderError where the folder cannot be written."""
+    write_private(folder / "ca.key", _private(authority.key))
+    write_public(folder / "ca.crt", _pem(authority.certificate))
+
+
+def read_authority(folder: Path) -> Authority:
+    """Read the authority that `write_authority` wrote; raises ConfigError where it is none."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    certificate = read_certificate(folder / "ca.crt")
+    try:
+        key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"'{folder / 'ca.key'}' cannot be read as the fleet's signing key; bring it back from "
+            "where it is kept, or make a new fleet"
+        ) from error
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise ConfigError(f"'{folder / 'ca.key'}' is no key of `fedsparse deploy init`")
+    return Authority(certificate, key)
+
+
+def read_certificate(path: Path) -> "Certificate":
+    """Read a certificate in PEM; raises ConfigError where there is none."""
+    require_library()
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"'{path}' cannot be read as a certificate; copy it again from the fleet's folder"
+        ) from error
 
 
 def write_server(
@@ -55,19 +92,29 @@ def write_server(
 
     Raises RunFolderError where the folder cannot be written.
     """
+    files = ServerFiles(folder / "ca.crt", folder / "server.crt", folder / "server.key")
+    certificate, key = make_server(authority, hosts, days=days)
+    write_public(files.authority, _pem(authority.certificate))
+    write_public(files.certificate, certificate)
+    write_private(files.key, key)
+    return files
+
+
+def make_server(
+    authority: Authority, hosts: Sequence[str] = (), *, days: int = DAYS
+) -> tuple[bytes, bytes]:
+    """Return a server's certificate for loopback and `hosts`, and its private key, both in PEM."""
     from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     key = _new_key()
     names = x509.SubjectAlternativeName(
         [_name(host) for host in dict.fromkeys((*LOOPBACK, *hosts))]
     )
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     builder = _builder("fedsparse server", _common(authority), key, days)
-    certificate = _signed(builder.add_extension(names, critical=False), authority.key)
-    files = ServerFiles(folder / "ca.crt", folder / "server.crt", folder / "server.key")
-    write_private(files.authority, _pem(authority.certificate))
-    write_private(files.certificate, _pem(certificate))
-    write_private(files.key, _private(key))
-    return files
+    builder = builder.add_extension(names, critical=False).add_extension(usage, critical=False)
+    return _pem(_signed(builder, key, authority.key)), _private(key)
 
 
 def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
@@ -80,7 +127,7 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
         forms.Encoding.PEM, forms.PrivateFormat.OpenSSH, forms.NoEncryption()
     )
     write_private(private, openssh)
-    write_private(
+    write_public(
         public, key.public_key().public_bytes(forms.Encoding.OpenSSH, forms.PublicFormat.OpenSSH)
     )
     return private, public
@@ -91,9 +138,22 @@ def write_private(path: Path, content: bytes) -> None:
 
     Raises RunFolderError.
     """
+    _write_new(path, content, 0o600)
+
+
+def write_public(path: Path, content: bytes) -> None:
+    """Write a new file that anybody can read; one that is there is never replaced.
+
+    Raises RunFolderError.
+    """
+    _write_new(path, content, 0o644)
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        os.fchmod(descriptor, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
 
@@ -133,13 +193,37 @@ def _builder(
 
 
 def _signed(
-    builder: "CertificateBuilder", key: "EllipticCurvePrivateKey", *, authority: bool = False
+    builder: "CertificateBuilder",
+    key: "EllipticCurvePrivateKey",
+    signer: "EllipticCurvePrivateKey",
+    *,
+    authority: bool = False,
 ) -> "Certificate":
+    """Sign a certificate of `key`, with what strict readers (Python 3.13) want to find in it."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
     constraints = x509.BasicConstraints(ca=authority, path_length=0 if authority else None)
-    return builder.add_extension(constraints, critical=True).sign(key, hashes.SHA384())
+    uses = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False
+    )
+    usage = x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+        **uses,
+    )
+    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    by = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    return (
+        builder.add_extension(constraints, critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(own, critical=False)
+        .add_extension(by, critical=False)
+        .sign(signer, hashes.SHA384())
+    )
 
 
 def _distinguished(name: str) -> "Name":

@@ -26,6 +26,7 @@ class NodesOnly:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
+        """Pass a request on or refuse it; scope, receive and send are ASGI's."""
         if scope["type"] == "lifespan" or allowed(scope):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":

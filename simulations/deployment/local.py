@@ -180,6 +180,15 @@ def settled(config: Config, nodes: int, out: Path) -> Config:
     that holds another run.
     """
     config = config.model_copy(update={"fleet": config.fleet.model_copy(update={"clients": nodes})})
+    check_real(config)
+    task = Task.of(server_app.settled_before(out, config))
+    check_clock(task.config, foreign.make(task))
+    app.sayable(task.config.model_dump())
+    return task.config
+
+
+def check_real(config: Config) -> None:
+    """Raise ConfigError for what real nodes cannot do: play devices, train on a GPU."""
     if config.fleet.profile is not None:
         raise ConfigError(
             f"fleet.profile = '{config.fleet.profile}': real nodes run in real time; leave it out, "
@@ -187,10 +196,6 @@ def settled(config: Config, nodes: int, out: Path) -> Config:
         )
     if config.engine.device != "cpu":
         raise ConfigError("engine.device = cuda: nodes train on the CPU; leave it out")
-    task = Task.of(server_app.settled_before(out, config))
-    check_clock(task.config, foreign.make(task))
-    app.sayable(task.config.model_dump())
-    return task.config
 
 
 def run_locally(

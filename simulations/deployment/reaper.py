@@ -20,7 +20,7 @@ DONE = b"done"
 
 @contextmanager
 def reaped(folder: Path) -> Iterator[None]:
-    """Have what uses `folder` ended, and the folder removed, if this process is killed meanwhile."""
+    """End what uses `folder`, and remove it, if this process is killed meanwhile."""
     command = [sys.executable, "-m", "simulations.deployment.reaper", str(folder)]
     watcher = subprocess.Popen(
         command,
