@@ -7,6 +7,7 @@ context. When a new flwr comes, this module and its test are what must be looked
 import copyreg
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -349,6 +350,7 @@ class Forks:
 
     def __init__(self, parent: int) -> None:
         self.parent = parent
+        self.running: dict[int, Any] = {}
 
     def get_eligible_capacity(self, kinds: set[Any], **options: Any) -> tuple[set[Any], set[str]]:
         """Take whatever there is: a node has one message at a time."""
@@ -361,15 +363,22 @@ class Forks:
         child = os.fork()
         if child == 0:
             _answer_and_end(spec)
+        self.running[child] = spec
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Take leave of children that ended; end when the node has."""
+        """Take leave of children that ended, tell of those that died; end when the node has."""
+        from simulations.deployment.steadfast import report_death
+
         if os.getppid() != self.parent:
             sys.exit(0)
         with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                spec = self.running.pop(ended[0], None)
+                if spec is not None and os.WIFSIGNALED(ended[1]):
+                    name = signal.Signals(os.WTERMSIG(ended[1])).name
+                    reason = f"the client's process was ended by {name}"
+                    report_death(spec.runtime_api_address, spec.token, reason)
 
     def close(self) -> None:
         """Release nothing: children end by themselves."""

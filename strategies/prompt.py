@@ -1,26 +1,31 @@
 """Flower's grid of real nodes, with a wait that is short when replies are and always bounded.
 
-Flower's own looks for replies every three seconds, and waits out the whole round for a node
-that is gone. This one looks soon at first and less often later, and stops waiting once the only
-nodes that owe a reply have been offline for a while.
+Flower's own looks for replies every three seconds, takes nobody's word that a node is gone, and
+waits the whole round for a node that was started again and has forgotten what it was asked. This
+one looks soon at first and less often later, and asks such a node again.
 """
 
 import time
 from collections.abc import Iterable, Sequence
 
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from strategies.wrapped import Wrapped
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
-ONLINE_EVERY = 5.0
+NODES_EVERY = 2.0
+"""Seconds between looks at which nodes are online."""
 GONE_SECONDS = 30.0
-"""How long all nodes that still owe a reply must be offline before nobody waits for them."""
+"""How long a round without any reply waits for one of its nodes to come back."""
+NODE_UNAVAILABLE = 5
+"""Flower's code for a message to a node that has shown no sign of life."""
+OFFLINE = Error(NODE_UNAVAILABLE, "the node is offline")
+REFUSED = Error(0, "the SuperLink refused the message: too long, or an unknown node")
 
 
 class PromptGrid(Wrapped):
-    """A deployment's grid that looks for replies soon and gives up on nodes that are gone."""
+    """A deployment's grid that looks for replies soon, and knows of nodes that come and go."""
 
     def __init__(self, inner: Grid, *, gone_seconds: float = GONE_SECONDS) -> None:
         self.inner = inner
@@ -31,47 +36,113 @@ class PromptGrid(Wrapped):
     ) -> list[Message]:
         """Send messages and return the replies that come within `timeout` seconds.
 
-        A reply that comes twice is taken once. Whoever's node is gone has no reply.
+        One reply to each message; an error that says why stands for that of a node that went
+        offline. A node that comes back while others are still waited for is asked again.
         """
-        sent = list(messages)
-        pending = dict(zip(self.inner.push_messages(sent), sent, strict=True))
+        exchange = Exchange(self.inner, list(messages))
         begun = time.monotonic()
-        gone = Absence(self.inner, self.gone_seconds)
-        replies: list[Message] = []
-        while pending:
-            for reply in self.inner.pull_messages(list(pending)):
-                if pending.pop(reply.metadata.reply_to_message_id, None) is not None:
-                    replies.append(reply)
+        while True:
+            exchange.pull()
             waited = time.monotonic() - begun
-            if not pending or (timeout is not None and waited >= timeout):
+            if exchange.over(waited, self.gone_seconds):
                 break
-            if gone.told(message.metadata.dst_node_id for message in pending.values()):
+            if timeout is not None and waited >= timeout:
                 break
+            exchange.look()
             time.sleep(pause(waited))
-        return replies
+        return exchange.result()
 
     def get_node_ids(self) -> Sequence[int]:
         """Return the nodes that are online."""
         return list(self.inner.get_node_ids())
 
 
-class Absence:
-    """How long all of some nodes have been offline."""
+class Exchange:
+    """Messages under way: who owes a reply, who is gone, and what has come."""
 
-    def __init__(self, grid: Grid, seconds: float) -> None:
+    def __init__(self, grid: Grid, messages: Sequence[Message]) -> None:
         self.grid = grid
-        self.seconds = seconds
+        self.pending: dict[str, Message] = {}
+        """What was asked first, by each number under which it was sent."""
+        self.replies: list[Message] = []
+        self.gone: list[Message] = []
+        """What was asked of nodes that are offline."""
+        self.since = started(grid)
         self.looked = time.monotonic()
-        self.since: float | None = None
+        self.send(messages, messages)
 
-    def told(self, nodes: Iterable[int]) -> bool:
-        """Tell whether every one of `nodes` has been offline for long enough."""
-        now = time.monotonic()
-        if now - self.looked >= min(ONLINE_EVERY, self.seconds):
-            self.looked = now
-            offline = set(nodes).isdisjoint(self.grid.get_node_ids())
-            self.since = (self.since or now) if offline else None
-        return self.since is not None and now - self.since >= self.seconds
+    def send(self, messages: Sequence[Message], first: Sequence[Message]) -> None:
+        """Send messages that stand for `first`, which are the same or are asked again."""
+        for number, asked in zip(self.push(messages), first, strict=True):
+            if number:
+                self.pending[number] = asked
+            else:
+                self.replies.append(Message(REFUSED, reply_to=asked))
+
+    def push(self, messages: Sequence[Message]) -> list[str]:
+        """Hand messages over, one by one where they are too long together; '' for a refused one."""
+        numbers = list(self.grid.push_messages(messages)) if messages else []
+        if len(numbers) == len(messages):
+            return numbers
+        singles = [list(self.grid.push_messages([message])) for message in messages]
+        return [single[0] if single else "" for single in singles]
+
+    def pull(self) -> None:
+        """Take what has come; of several replies to one message the first."""
+        for reply in self.grid.pull_messages(list(self.pending)) if self.pending else []:
+            asked = self.pending.pop(reply.metadata.reply_to_message_id, None)
+            if asked is None:
+                continue
+            if reply.has_error() and reply.error.code == NODE_UNAVAILABLE:
+                if not any(other is asked for other in self.pending.values()):
+                    self.gone.append(asked)
+                continue
+            self.replies.append(answering(reply, asked))
+            self.pending = {n: other for n, other in self.pending.items() if other is not asked}
+
+    def over(self, waited: float, gone_seconds: float) -> bool:
+        """Tell whether nobody is waited for; without any reply, it is hoped for a while longer."""
+        return not self.pending and (bool(self.replies) or not self.gone or waited > gone_seconds)
+
+    def look(self) -> None:
+        """Ask those again who came back, or were started anew and have forgotten their message."""
+        if time.monotonic() - self.looked < NODES_EVERY:
+            return
+        self.looked = time.monotonic()
+        online = started(self.grid)
+        anew = {n for n, when in online.items() if n in self.since and when != self.since[n]}
+        self.since |= online
+        owing = {id(asked): asked for asked in self.pending.values()}
+        again = [asked for asked in owing.values() if asked.metadata.dst_node_id in anew]
+        back = [asked for asked in self.gone if asked.metadata.dst_node_id in online]
+        self.gone = [asked for asked in self.gone if asked.metadata.dst_node_id not in online]
+        self.send([copied(asked) for asked in (*again, *back)], [*again, *back])
+
+    def result(self) -> list[Message]:
+        """Return the replies, and an error that says why for each node that is offline."""
+        return [*self.replies, *(Message(OFFLINE, reply_to=asked) for asked in self.gone)]
+
+
+def started(grid: Grid) -> dict[int, str]:
+    """Return since when each node that is online has been so, as the SuperLink tells it."""
+    return {int(node.node_id): str(node.last_activated_at) for node in grid.get_nodes()}
+
+
+def copied(message: Message) -> Message:
+    """Return a message with the same content, to be sent again under another number."""
+    told = message.metadata
+    return Message(
+        message.content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id
+    )
+
+
+def answering(reply: Message, first: Message) -> Message:
+    """Return a reply as one to the first message that its node was sent."""
+    quoted, source = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
+    if (quoted, source) == (first.metadata.message_id, first.metadata.dst_node_id):
+        return reply
+    content = reply.error if reply.has_error() else reply.content
+    return Message(content, reply_to=first)
 
 
 def pause(waited: float) -> float:

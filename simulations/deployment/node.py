@@ -21,6 +21,7 @@ def main() -> None:
 
     quieten()
 
+    from simulations.deployment.steadfast import stay_in_fleet
     from simulations.flower_internals import look_often_for_work
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -30,6 +31,7 @@ def main() -> None:
     subprocess.Popen([*executor, f"127.0.0.1:{own.port}", str(os.getpid())])
     sys.argv += ["--isolation", "process"]
     look_often_for_work(float(os.environ.get(POLL, POLL_SECONDS)))
+    stay_in_fleet()
 
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
