@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
+from strategies.addressing import least_replies
 from strategies.wrapped import Wrapped
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
 NODES_EVERY = 2.0
 """Seconds between looks at which nodes are online."""
 GONE_SECONDS = 30.0
-"""How long a round without any reply waits for one of its nodes to come back."""
+"""How long a round with too few replies waits for its nodes to come back."""
 NODE_UNAVAILABLE = 5
 """Flower's code for a message to a node that has shown no sign of life."""
 OFFLINE = Error(NODE_UNAVAILABLE, "the node is offline")
@@ -27,8 +28,15 @@ REFUSED = Error(0, "the SuperLink refused the message: too long, or an unknown n
 class PromptGrid(Wrapped):
     """A deployment's grid that looks for replies soon, and knows of nodes that come and go."""
 
-    def __init__(self, inner: Grid, *, gone_seconds: float = GONE_SECONDS) -> None:
+    def __init__(
+        self, inner: Grid, *, least: float = 0.0, gone_seconds: float = GONE_SECONDS
+    ) -> None:
+        """Make a grid whose exchanges want a fraction `least` of replies, and one at least.
+
+        Where nodes went offline and fewer came, their return is hoped for `gone_seconds` long.
+        """
         self.inner = inner
+        self.least = least
         self.gone_seconds = gone_seconds
 
     def send_and_receive(
@@ -40,11 +48,14 @@ class PromptGrid(Wrapped):
         offline. A node that comes back while others are still waited for is asked again.
         """
         exchange = Exchange(self.inner, list(messages))
-        begun = time.monotonic()
+        begun = hoping = time.monotonic()
         while True:
             exchange.pull()
-            waited = time.monotonic() - begun
-            if exchange.over(waited, self.gone_seconds):
+            now = time.monotonic()
+            waited = now - begun
+            if exchange.pending:
+                hoping = now
+            elif exchange.enough(self.least) or now - hoping >= self.gone_seconds:
                 break
             if timeout is not None and waited >= timeout:
                 break
@@ -100,9 +111,11 @@ class Exchange:
             self.replies.append(answering(reply, asked))
             self.pending = {n: other for n, other in self.pending.items() if other is not asked}
 
-    def over(self, waited: float, gone_seconds: float) -> bool:
-        """Tell whether nobody is waited for; without any reply, it is hoped for a while longer."""
-        return not self.pending and (bool(self.replies) or not self.gone or waited > gone_seconds)
+    def enough(self, least: float) -> bool:
+        """Tell whether a fraction `least` has replied, or nobody's return can be hoped for."""
+        asked = len(self.replies) + len(self.gone) + len(self.pending)
+        got = sum(not reply.has_error() for reply in self.replies)
+        return not self.gone or got >= least_replies(asked, least)
 
     def look(self) -> None:
         """Ask those again who came back, or were started anew and have forgotten their message."""

@@ -46,7 +46,8 @@ def main(grid: Grid, context: Context) -> None:
     folder = folder_of(out, task.config)
     ask_again_soon()
     with folder.lock():
-        execute(task, strategy, PromptGrid(grid), folder, Silent())
+        prompt = PromptGrid(grid, least=task.config.fleet.min_replies)
+        execute(task, strategy, prompt, folder, Silent())
 
 
 def settled_before(out: Path, config: Config) -> Config:
