@@ -60,7 +60,8 @@ class PromptGrid(Wrapped):
             if timeout is not None and waited >= timeout:
                 break
             exchange.look()
-            time.sleep(pause(waited))
+            left = pause(waited) if timeout is None else min(pause(waited), timeout - waited)
+            time.sleep(left)
         return exchange.result()
 
     def get_node_ids(self) -> Sequence[int]:

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsparse import config as configuration
 from fedsparse.config import Config, differences
 from fedsparse.errors import ConfigError, RunFolderError
-from fedsparse.flower_pulls import ask_again_soon
+from fedsparse.flower_pulls import ask_again_soon, outlast_cuts
 from fedsparse.runs import RunFolder
 from fedsparse.runs.ledger import Ledger
 from fedsparse.runs.progress import Silent
@@ -45,6 +45,7 @@ def main(grid: Grid, context: Context) -> None:
     check_clock(task.config, strategy)
     folder = folder_of(out, task.config)
     ask_again_soon()
+    outlast_cuts()
     with folder.lock():
         prompt = PromptGrid(grid, least=task.config.fleet.min_replies)
         execute(task, strategy, prompt, folder, Silent())

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fedsparse.flower_pulls import outlast_cuts
+
 HEARTBEAT, HEARTBEAT_SECONDS = "FEDSPARSE_NODE_HEARTBEAT", 10.0
 """What a node promises between signs of life, the least that a SuperLink takes: it shows one every
 3.5 to 4.5 s, and is taken for gone after twice what it promised."""
@@ -31,6 +33,7 @@ REFUSED, UNKNOWN = 412, 401
 
 def stay_in_fleet() -> None:
     """Let this process's SuperNode show life more often, come back when refused, and tell why."""
+    outlast_cuts()
     show_life(float(os.environ.get(HEARTBEAT, HEARTBEAT_SECONDS)))
     outlast_trouble()
     insist_on_activation(BELIEVED_SECONDS)

@@ -17,7 +17,7 @@ from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Silent
 from simulations import faults
 from simulations.deployment import app
-from simulations.deployment.local import Fleet, follow
+from simulations.deployment.local import NAME, Fleet
 from simulations.experiment import CLIENT_APP
 from simulations.faults import FaultyGrid, Schedule
 from strategies import foreign
@@ -112,11 +112,12 @@ def submit(fleet: Fleet, config: Config) -> str:
     return fleet.submit(place)
 
 
-def play(fleet: Fleet, config: Config, strike: Callable[[], None] = lambda: None) -> None:
-    """Run over a fleet that is struck meanwhile; raises GridError where the run fails."""
-    run = submit(fleet, config)
-    strike()
-    follow(fleet, run, config, Silent())
+def said_of(fleet: Fleet, run: str) -> str:
+    """Return what Flower keeps of why a run ended, '' for nothing."""
+    for row in fleet.flwr("list", NAME)["runs"]:
+        if str(row["run-id"]) == run:
+            return str(row.get("status-details") or "")
+    return ""
 
 
 def lost(out: Path) -> dict[tuple[int, int], str]:
