@@ -1,6 +1,6 @@
 """Faults in a live fleet: what happens to a run over real nodes when something breaks in it.
 
-    .venv/bin/python -m benchmarks.deploy_faults [--only NAME] [--json]
+    .venv/bin/python -m benchmarks.deploy_faults [--only NAME] [--json | --table]
 
 Each scenario starts a SuperLink and three SuperNodes on loopback, over TLS and with node keys,
 strikes in mid-round, and tells which rounds lost whom, why, at what cost, and whether the model has
@@ -34,6 +34,7 @@ from tests.tiny_runs import model_bytes
 
 RESULTS = Path(__file__).parent / "results" / "deploy-faults.json"
 NODES = 3
+RAISED = "ServerApp failed with exception: "
 HIT = 1
 """The node that is struck."""
 
@@ -322,23 +323,47 @@ def one_line(act: Callable[[Stage], None]) -> str:
     return str(act.__doc__).strip()
 
 
+def table(scenarios: dict[str, dict[str, Any]]) -> str:
+    """Return what was seen as a table: who was lost in which rounds and why, seconds, bits."""
+    lines = ["| What happens | Lost | Longest round, others (s) | The run | Bits |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    for found in scenarios.values():
+        rounds: dict[str, list[str]] = {}
+        for place, reason in found["lost"].items():
+            number, _, client = place.removeprefix("round ").partition(", ")
+            rounds.setdefault(f"{client}: {reason}", []).append(number)
+        lost = "; ".join(f"{why} (round {', '.join(n)})" for why, n in rounds.items())
+        ends = "; then ".join(text.removeprefix(RAISED) for text in found["ends"])
+        seconds = f"{found['longest_round']}, {found['usual_round']}"
+        bits = "same" if found.get("same_bits") else "**other**"
+        lines.append(f"| {found['what']} | {lost or 'nobody'} | {seconds} | {ends} | {bits} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Play the scenarios, print what was seen, and leave with 1 where bits differ."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(SCENARIOS), action="append")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(
+        "--table", action="store_true", help="print the figures on record"
+    )
     given = parser.parse_args()
+    if given.table:
+        print(table(json.loads(RESULTS.read_text())["scenarios"]))
+        return
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"scenarios": {}}
-    bad = []
+    known["machine"] = describe()
     for name in given.only or SCENARIOS:
-        found = played(name)
-        known["scenarios"][name] = found
+        found = known["scenarios"][name] = played(name)
         if not given.json:
             print(f"{name}: {json.dumps(found, indent=1)}", flush=True)
-        bad += [name] if not found.get("same_bits") else []
-    known["machine"] = describe()
-    known["scenarios"] = {n: known["scenarios"][n] for n in SCENARIOS if n in known["scenarios"]}
-    write_file(RESULTS, (json.dumps(known, indent=1) + "\n").encode())
+        done = known["scenarios"]
+        known["scenarios"] = {name: done[name] for name in SCENARIOS if name in done}
+        write_file(RESULTS, (json.dumps(known, indent=1) + "\n").encode())
+    bad = [
+        name for name in given.only or SCENARIOS if not known["scenarios"][name].get("same_bits")
+    ]
     if given.json:
         print(json.dumps(known, indent=1))
     if bad:

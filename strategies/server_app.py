@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsparse import config as configuration
 from fedsparse.config import Config, differences
-from fedsparse.errors import ConfigError, RunFolderError
+from fedsparse.errors import ConfigError, RunFolderError, TooFewRepliesError
 from fedsparse.flower_pulls import ask_again_soon, outlast_cuts
 from fedsparse.runs import RunFolder
 from fedsparse.runs.ledger import Ledger
@@ -48,7 +48,14 @@ def main(grid: Grid, context: Context) -> None:
     outlast_cuts()
     with folder.lock():
         prompt = PromptGrid(grid, least=task.config.fleet.min_replies)
-        execute(task, strategy, prompt, folder, Silent())
+        try:
+            execute(task, strategy, prompt, folder, Silent())
+        except TooFewRepliesError as error:
+            kept = max(folder.checkpoints(), default=0)
+            raise TooFewRepliesError(
+                f"paused after round {kept}: {error}; when nodes are back, start it again with the "
+                "same folder, and it goes on there"
+            ) from error
 
 
 def settled_before(out: Path, config: Config) -> Config:
