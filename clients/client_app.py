@@ -4,8 +4,11 @@ A reply is a pure function of (payload, plan, local data, own state, seed), so i
 same on any grid, with any number of workers, and when it is asked for again.
 """
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from contextlib import suppress
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 
 from clients import hostile, memory, secure, selection
 from clients.job import Job, Received, client_id, read_job, receive, reply_arrays
@@ -14,20 +17,54 @@ from clients.program import Visit, program_of
 from clients.unlearning import federaser
 from fedsparse import messages
 from fedsparse.data import node
-from fedsparse.errors import DataError
-from fedsparse.training import local, price
+from fedsparse.errors import ConfigError, DataError, MissingTorchError
+from fedsparse.kernels import library
+from fedsparse.training import price
+from fedsparse.training.results import Trained
 
-app = ClientApp(mods=[keeping])
+
+def name_what_needs_torch(message: Message, context: Context, answer: ClientAppCallable) -> Message:
+    """Answer; raises MissingTorchError where what is asked takes torch, which is not here."""
+    try:
+        return answer(message, context)
+    except (ImportError, ConfigError) as error:
+        if not _is_torch(error) and not _is_torch(error.__cause__):
+            raise
+        raise MissingTorchError(_asked(message)) from None
+
+
+def _is_torch(error: BaseException | None) -> bool:
+    return isinstance(error, ModuleNotFoundError) and error.name == "torch"
+
+
+def _asked(message: Message) -> str:
+    """Return what a message asks for, in words."""
+    kind = message.metadata.message_type
+    record = message.content.config_records.get(messages.CONFIG, ConfigRecord())
+    config, plan = messages.read_config(record)
+    if messages.MODEL not in message.content.array_records and not plan.program:
+        return (
+            f"'{kind}' with client.backend = '{config.client.backend}' and no kernels to train by"
+        )
+    return f"'{kind}'" + (f" by the program '{plan.program}'" if plan.program else "")
+
+
+app = ClientApp(mods=[name_what_needs_torch, keeping])
 
 
 @app.query()
 def identify(message: Message, context: Context) -> Message:
-    """Answer with the partition id that names this client, and a schema of the node's own data.
+    """Answer with the partition id that names this client, and what its node is like.
 
-    That is told where the run's configuration comes with the question.
+    That is whether it trains without torch and, where the run's configuration comes with the
+    question, a schema of the data of its own.
     """
     content = RecordDict()
-    content[messages.METRICS] = MetricRecord({messages.CLIENT_KEY: client_id(context)})
+    metrics = MetricRecord({messages.CLIENT_KEY: client_id(context)})
+    content[messages.METRICS] = metrics
+    with suppress(library.Unavailable):
+        library.load()
+        metrics[messages.READS_MODEL_KEY] = 1
     asked = message.content.config_records.get(messages.CONFIG)
     if asked is not None:
         told = node.told(messages.read_config(asked)[0], context.node_config)
@@ -65,7 +102,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def train_metrics(
-    job: Job, received: Received, trained: local.Trained, cost: price.Price | None = None
+    job: Job, received: Received, trained: Trained, cost: price.Price | None = None
 ) -> MetricRecord:
     """Return the figures of a training reply: samples, loss, arithmetic, memory.
 

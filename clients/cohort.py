@@ -22,8 +22,8 @@ from fedsparse import messages as protocol
 from fedsparse import seeds
 from fedsparse.errors import ConfigError
 from fedsparse.training import cohort
-from fedsparse.training.backend import TorchModel
 from fedsparse.training.cohort import Member, Result
+from fedsparse.training.torch_model import TorchModel
 
 
 @dataclass(frozen=True)

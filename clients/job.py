@@ -5,23 +5,27 @@ thousand clients builds each of them once. A received model overwrites every ent
 nothing of one client is left for the next.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
-from torch import nn
 
 from clients import promise
-from fedsparse import messages, models, seeds, wire
+from fedsparse import description, messages, seeds, wire
 from fedsparse.config import ClientConfig, Config
 from fedsparse.data import ClientData, Dataset, FederatedData, node
+from fedsparse.description import Description
 from fedsparse.errors import ConfigError, ModelError
 from fedsparse.sparsity import Mask, ModelCost, State
-from fedsparse.training.backend import Backend
+from fedsparse.training.backend import Backend, Unbuilt
 from fedsparse.training.price import settings_for
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Job:
     data: ClientData
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> "nn.Module":
         """The worker's module of this model; whoever uses it overwrites all of its state."""
         return self.built.model
 
@@ -104,7 +108,6 @@ class Received:
 
 def read_job(message: Message, context: Context) -> Job:
     """Read what a message asks of this client; raises ConfigError when it does not say."""
-    torch.set_num_threads(1)
     record = message.content.config_records.get(messages.CONFIG, ConfigRecord())
     config, plan = messages.read_config(record)
     promise.hold(context, message.metadata.message_type, config, plan)
@@ -115,7 +118,9 @@ def read_job(message: Message, context: Context) -> Job:
             "set fleet.clients to the number of nodes"
         )
     federated = node.federated(config, context.node_config, client)
-    built = _model(config.model.name, config.model.width, federated.input_shape, federated.classes)
+    key = (config.model.name, config.model.width, federated.input_shape, federated.classes)
+    told = message.content.array_records.get(messages.MODEL)
+    built = _model(*key) if told is None else _described(wire.unpack(told), key)
     built.reset_counters()
     backend = _backend(built, federated.input_shape, config.client)
     return Job(
@@ -145,46 +150,113 @@ Key = tuple[str, float, tuple[int, ...], int]
 """Name and width of a model, shape of its input, and its classes."""
 
 
-@dataclass(frozen=True, eq=False)
 class Built:
-    """A model that a worker builds once, and what stays true of it."""
+    """A model that a worker knows once, and what stays true of it.
 
-    key: "Key"
-    model: nn.Module
-    schema: wire.Schema
-    shapes: Mapping[str, tuple[int, ...]]
-    cost: ModelCost
-    counters: Mapping[str, torch.Tensor]
+    Of one that the server describes the module is made where somebody asks for it, which takes
+    torch; of others at once.
+    """
+
+    def __init__(self, key: Key, described: Description | None = None) -> None:
+        self.key = key
+        self.described = described
+
+    @cached_property
+    def _made(self) -> tuple["nn.Module", dict[str, "Tensor"]]:
+        """The module, and those of its tensors that no payload brings."""
+        import torch
+
+        from fedsparse import models
+
+        torch.set_num_threads(1)
+        name, width, input_shape, classes = self.key
+        model = models.build(name, input_shape=input_shape, classes=classes, width=width)
+        if len(input_shape) == 3:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        state = model.state_dict()
+        return model, {n: t.clone() for n, t in state.items() if not t.is_floating_point()}
+
+    @property
+    def model(self) -> "nn.Module":
+        """The module."""
+        return self._made[0]
+
+    @cached_property
+    def schema(self) -> wire.Schema:
+        """Names and shapes of everything in the model's state."""
+        if self.described is not None:
+            return self.described.schema
+        from fedsparse import models
+
+        return wire.Schema.of(models.get_state(self.model))
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the prunable weights, by name."""
+        if self.described is not None:
+            return self.described.shapes
+        from fedsparse import models
+
+        return models.shapes(self.model, models.prunable(self.model))
+
+    @cached_property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of all that is trained, by name."""
+        if self.described is not None:
+            return self.described.parameters
+        return {name: tuple(value.shape) for name, value in self.model.named_parameters()}
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        """Arithmetic and memory, layer by layer."""
+        return self.described.cost if self.described else ModelCost.of(self.model, self.key[2])
 
     @lru_cache(maxsize=8)  # noqa: B019 - at most four models live
     def part(self, rule: str) -> wire.Schema:
         """Return the schema of a part of the model; raises ConfigError for an unknown one."""
+        if self.described is not None:
+            return self.described.part(rule)
+        from fedsparse import models
+
         return wire.Schema(tuple(models.part_shapes(self.model, rule).items()))
 
     def reset_counters(self) -> None:
         """Put back what no payload brings, such as BatchNorm's count of batches."""
-        state = self.model.state_dict()
-        for name, value in self.counters.items():
+        if "_made" not in vars(self):
+            return
+        sys.modules["torch"].set_num_threads(1)  # the server's may have more, in one process
+        model, counters = self._made
+        state = model.state_dict()
+        for name, value in counters.items():
             state[name].copy_(value)
 
 
 @lru_cache(maxsize=4)
 def _model(name: str, width: float, input_shape: tuple[int, ...], classes: int) -> Built:
-    model = models.build(name, input_shape=input_shape, classes=classes, width=width)
-    if len(input_shape) == 3:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    schema, cost = wire.Schema.of(models.get_state(model)), ModelCost.of(model, input_shape)
-    state = model.state_dict()
-    counters = {n: t.clone() for n, t in state.items() if not t.is_floating_point()}
-    shapes = models.shapes(model, models.prunable(model))
-    key = (name, width, input_shape, classes)
-    return Built(key, model, schema, shapes, cost, counters)
+    built = Built((name, width, input_shape, classes))
+    _ = built.model
+    return built
+
+
+@lru_cache(maxsize=4)
+def _described(content: bytes, key: Key) -> Built:
+    """Read what the server says of the model; raises ModelError where it fits no such samples."""
+    found = description.read(content)
+    first = found.graph.values[0]
+    if (first.channels, first.height, first.width) != (*key[2], 1, 1)[:3]:
+        raise ModelError(
+            f"the server's model takes samples of shape {first}, this node's have shape {key[2]}; "
+            "both sides need one [data]"
+        )
+    return Built(key, found)
 
 
 @lru_cache(maxsize=2)
 def _initial(
     name: str, width: float, input_shape: tuple[int, ...], classes: int, seed: int
 ) -> State:
+    from fedsparse import models
+
     model = models.build_seeded(
         name, input_shape=input_shape, classes=classes, width=width, seed=seed
     )
@@ -193,7 +265,10 @@ def _initial(
 
 @lru_cache(maxsize=4)
 def _backend(built: Built, input_shape: tuple[int, ...], settings: ClientConfig) -> Backend:
-    return Backend(built.model, input_shape, settings)
+    if built.described is None:
+        return Backend(built.model, input_shape, settings)
+    unbuilt = Unbuilt(built.described.graph, lambda: built.model)
+    return Backend(unbuilt, input_shape, settings)
 
 
 def receive(job: Job, message: Message, held: Mask | None) -> Received:

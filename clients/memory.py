@@ -31,7 +31,6 @@ def remember_optimizer(context: Context, slots: dict[str, State], mask: Mask | N
 
 def recall_optimizer(context: Context, job: Job, mask: Mask | None) -> dict[str, State]:
     """Return the stored optimizer tensors, zero where the present mask prunes."""
-    parameters = dict(job.model.named_parameters())
     slots: dict[str, State] = {}
     for key, record in context.state.array_records.items():
         prefix, _, slot = key.partition(".")
@@ -39,7 +38,7 @@ def recall_optimizer(context: Context, job: Job, mask: Mask | None) -> dict[str,
             continue
         scalar = slot == "step"
         schema = wire.Schema(
-            tuple((n, () if scalar else tuple(p.shape)) for n, p in parameters.items())
+            tuple((n, () if scalar else shape) for n, shape in job.built.parameters.items())
         )
         slots[slot] = wire.decode(wire.unpack(record), schema).state
         if mask is not None and not scalar:

@@ -20,8 +20,8 @@ from fedsparse import messages, registry, seeds
 from fedsparse.errors import ConfigError
 from fedsparse.sparsity import Mask, State
 from fedsparse.training.backend import LocalModel
-from fedsparse.training.local import Evaluated, Trained
 from fedsparse.training.price import Price
+from fedsparse.training.results import Evaluated, Trained
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from flwr.app import ArrayRecord
 
 from clients.job import Job, Received
-from fedsparse import models, seeds, wire
+from fedsparse import seeds, wire
 from fedsparse.data import Dataset
 from fedsparse.errors import DataError
-from fedsparse.sparsity import scores
-from fedsparse.training import batchnorm, local
 
 
 def criterion_scores(job: Job, received: Received, batch: Dataset) -> tuple[ArrayRecord, float]:
     """Return the criterion's score of every prunable weight on one batch: one training step."""
+    from fedsparse import models
+    from fedsparse.sparsity.criteria import scores
+    from fedsparse.training import local
+
     models.load_state(job.model, received.state)
     found = scores(
         job.plan.criterion,
@@ -36,11 +38,10 @@ def candidate_statistics(
     """Return the BatchNorm statistics of each candidate on local data: forward only."""
     if len(batch.y) < 2:
         raise DataError("BatchNorm statistics need two samples; raise data.min_per_client")
-    x, _ = local.tensors(batch)
     measured, flops = {}, 0.0
     for key, candidate in _decoded(job, candidates):
-        models.load_state(job.model, candidate.state)
-        measured[key] = wire.encode(batchnorm.measure(job.model, x))
+        model = job.backend.load(candidate.state, candidate.mask)
+        measured[key] = wire.encode(model.measure(batch))
         flops += len(batch) * job.cost.forward_flops(candidate.mask)
     return wire.pack_many(measured), flops
 
@@ -49,15 +50,14 @@ def candidate_losses(
     job: Job, candidates: ArrayRecord, statistics: ArrayRecord | None, batch: Dataset
 ) -> tuple[list[float], float]:
     """Return each candidate's loss in evaluation mode, under global statistics if given."""
-    schema = wire.Schema.of(batchnorm.statistics(job.model))
     given = wire.unpack_many(statistics) if statistics is not None else {}
     losses, flops = [], 0.0
     for key, candidate in _decoded(job, candidates):
-        state = candidate.state
+        model = job.backend.load(candidate.state, candidate.mask)
         if key in given:
-            state = {**state, **wire.decode(given[key], schema).state}
-        models.load_state(job.model, state)
-        losses.append(local.evaluate(job.model, batch).loss)
+            told = wire.decode(given[key], wire.Schema.of(model.statistics())).state
+            model = job.backend.load({**candidate.state, **told}, candidate.mask)
+        losses.append(model.evaluate(batch).loss)
         flops += len(batch) * job.cost.forward_flops(candidate.mask)
     return losses, flops
 

@@ -14,7 +14,7 @@ from fedsparse import messages, wire
 from fedsparse.sparsity import Mask, State
 from fedsparse.sparsity.adjust import prune_and_grow
 from fedsparse.training import price
-from fedsparse.training.growth import Top
+from fedsparse.training.results import Top
 
 
 class SparseToSparse(Program):

@@ -10,7 +10,7 @@ import numpy as np
 from clients.program import Outcome, Personal, Program, Visit
 from clients.tickets import accuracy, can_prune, cost_of, floors, prune_smallest
 from fedsparse.sparsity import Mask, State
-from fedsparse.training.local import Trained
+from fedsparse.training.results import Trained
 
 OWN = "own"
 

@@ -96,6 +96,17 @@ class MissingExtraError(FedSparseError):
         super().__init__(f"{feature} needs extra packages: pip install 'fedsparse[{extra}]'")
 
 
+class MissingTorchError(MissingExtraError):
+    """Work for torch at a node that was installed without it."""
+
+    def __init__(self, feature: str) -> None:
+        FedSparseError.__init__(
+            self,
+            f"{feature} needs torch, which this node lacks: pip install torch at the node, or "
+            "choose what trains natively (docs: light node)",
+        )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the tail of a message that proposes the nearest of `known` names."""
     choices = list(known)

@@ -42,6 +42,7 @@ ACTIVATIONS = "activations"
 TEACHER = "teacher"
 MOMENTS = "moments"
 SECURE = "secure"
+MODEL = "model"
 
 EXPERIMENT_KEY = "experiment"
 PLAN_KEY = "plan"
@@ -54,6 +55,8 @@ CLIENT_KEY = "partition-id"
 SESSION_KEY = "session"
 THRESHOLD_KEY = "threshold"
 MEMBERS_KEY = "members"
+READS_MODEL_KEY = "reads-model"
+"""In the answer to `IDENTIFY`: 1 where a description of the model does in the place of torch."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from fedsparse import messages, seeds, wire
+from fedsparse import messages as protocol
 from fedsparse.config import FleetConfig
 from fedsparse.data import schema
 from fedsparse.data.schema import Schema
@@ -62,6 +63,8 @@ class Directory:
     client_of: Mapping[int, int]
     schemas: Mapping[int, Schema | str] = field(default_factory=dict)
     """What the nodes tell of data of their own, or why they cannot."""
+    readers: frozenset[int] = frozenset()
+    """Nodes that train without torch when they are sent a description of the model."""
 
     @classmethod
     def of(
@@ -81,8 +84,11 @@ class Directory:
         """
         known: Mapping[int, int] | None = getattr(grid, "clients_by_node", None)
         schemas: dict[int, Schema | str] = {}
+        readers: set[int] = set()
         client_of = (
-            known if known is not None else _ask(grid, clients, timeout, absent, config, schemas)
+            known
+            if known is not None
+            else _ask(grid, clients, timeout, absent, config, schemas, readers)
         )
         node_of, missing = _inverted(client_of, clients)
         missing = [client for client in missing if client not in absent]
@@ -93,7 +99,7 @@ class Directory:
                 f"{timeout:.0f} s, without partition-id {named}; start a node for each, "
                 "or lower fleet.clients"
             )
-        return cls(node_of, client_of, schemas)
+        return cls(node_of, client_of, schemas, frozenset(readers))
 
     @property
     def nodes(self) -> Sequence[int]:
@@ -120,13 +126,15 @@ def _ask(
     grid: Grid,
     clients: int,
     timeout: float,
-    absent: Collection[int] = (),
-    config: ConfigRecord | None = None,
-    schemas: dict[int, Schema | str] | None = None,
+    absent: Collection[int],
+    config: ConfigRecord | None,
+    schemas: dict[int, Schema | str],
+    readers: set[int],
 ) -> dict[int, int]:
     """Return node id to partition id of every node that answers with one of this run.
 
-    What a client's node tells of its own data goes into `schemas`.
+    What a client's node tells of its own data goes into `schemas`, and nodes that can do with a
+    description of the model into `readers`.
     """
     found: dict[int, int] = {}
     wanted = set(range(clients)).difference(absent)
@@ -137,23 +145,25 @@ def _ask(
         asked = [Message(content, node, messages.IDENTIFY) for node in new]
         left = max(1.0, deadline - time.monotonic())
         for reply in grid.send_and_receive(messages=asked, timeout=left) if asked else []:
-            client = _told(reply)
+            client = _told(reply, messages.CLIENT_KEY)
             if client is not None and 0 <= client < clients:
                 found[reply.metadata.src_node_id] = client
                 told = reply.content.config_records.get(messages.DATA)
-                if told is not None and schemas is not None:
+                if told is not None:
                     schemas[client] = schema.read(told)
+                if _told(reply, messages.READS_MODEL_KEY):
+                    readers.add(reply.metadata.src_node_id)
         if wanted <= set(found.values()) or time.monotonic() > deadline:
             return found
         time.sleep(POLL_SECONDS)
 
 
-def _told(reply: Message) -> int | None:
-    """Return the partition id that a reply tells, None when it tells none."""
+def _told(reply: Message, key: str) -> int | None:
+    """Return a whole number that a reply tells, such as its partition id; None for none."""
     if not reply.has_content():
         return None
     record = reply.content.metric_records.get(messages.METRICS, MetricRecord())
-    value = record.get(messages.CLIENT_KEY)
+    value = record.get(key)
     return value if isinstance(value, int) else None
 
 
@@ -265,6 +275,8 @@ class MeteredGrid(Wrapped):
         """Clients whose nodes a strategy of another maker isn't told of."""
         self.lost = False
         """Whether the last round's replies, though enough, make no sum: the next round goes on."""
+        self.described: ArrayRecord | None = None
+        """The description of the model, for nodes that read it in the place of torch."""
 
     def read_traffic(self) -> Traffic:
         """Return what was counted since the last call, and start again from zero."""
@@ -313,7 +325,7 @@ class MeteredGrid(Wrapped):
 
         With a reader, a grid whose workers can do so adds models up on the way.
         """
-        sent = list(messages)
+        sent = self._with_model(messages)
         if not sent:
             return []
         client_of = self.directory.client_of
@@ -333,6 +345,23 @@ class MeteredGrid(Wrapped):
             _count(self._traffic.up, client_of[reply.metadata.src_node_id], reply)
         return replies
 
+    def _with_model(self, sent: Iterable[Message]) -> list[Message]:
+        """Return messages, with the description of the model for those who read it.
+
+        What is sent to several stays one object.
+        """
+        if self.described is None or not self.directory.readers:
+            return list(sent)
+        made: dict[int, tuple[RecordDict, RecordDict]] = {}
+        found = []
+        for message in sent:
+            whole = message.content
+            if message.metadata.dst_node_id in self.directory.readers:
+                both = whole, RecordDict({**whole, protocol.MODEL: self.described})
+                message.content = made.setdefault(id(whole), both)[1]
+            found.append(message)
+        return found
+
     def get_node_ids(self) -> Sequence[int]:
         """Return the nodes' addresses in the order of clients, without those that are absent."""
         nodes, client_of = self.directory.nodes, self.directory.client_of
@@ -341,7 +370,7 @@ class MeteredGrid(Wrapped):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Count and pass on to the grid behind."""
-        sent = list(messages)
+        sent = self._with_model(messages)
         for message in sent:
             client = self.directory.client_of[message.metadata.dst_node_id]
             _count(self._traffic.down, client, message)

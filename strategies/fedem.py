@@ -7,7 +7,7 @@ A client weighs them by EM on its own data and uses the mixture of what they say
 from pydantic import Field
 
 from fedsparse import models
-from fedsparse.models.parts import COPIES, copied
+from fedsparse.parts import COPIES, copied
 from fedsparse.sparsity import State
 from strategies.addressing import MeteredGrid
 from strategies.personal import DenseSettings, PersonalStrategy

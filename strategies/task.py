@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsparse import data, models, seeds, wire
+from fedsparse import data, description, models, seeds, wire
 from fedsparse.config import Config
 from fedsparse.data import Dataset, FederatedData, nodes
 from fedsparse.errors import ConfigError, ModelError
@@ -88,6 +88,14 @@ class Task:
         """Arithmetic and memory of the model, layer by layer."""
         return ModelCost.of(self.model, self.data.input_shape)
 
+    @cached_property
+    def described(self) -> bytes | None:
+        """What nodes need to train by the kernels without torch; None where torch is to train."""
+        client = self.config.client
+        if client.backend == "torch" or client.precision != "f32":
+            return None
+        return description.described(self.model, self.data.input_shape)
+
     @property
     def absent(self) -> frozenset[int]:
         """Clients that are never asked: forgotten, without training samples, or with unfit ones."""
@@ -144,7 +152,7 @@ class Task:
         if self.backend.native:
             return self.backend
         try:
-            return replace(self.backend, module=deepcopy(self.model))
+            return Backend(deepcopy(self.model), self.data.input_shape, self.config.client)
         except Exception:  # some layers, such as hooked ones, refuse to be copied
             return None
 

@@ -339,8 +339,8 @@ def test_bars_on_a_terminal_show_rounds_clients_and_figures(monkeypatch):
 
 
 def test_list_shows_every_name_with_a_line():
-    from fedsparse.sparsity import CRITERIA
     from fedsparse.sparsity.allocation import ALLOCATIONS
+    from fedsparse.sparsity.criteria import CRITERIA
 
     found = json.loads(invoke("list", "--json").stdout)
     assert set(found["criteria"]) == set(CRITERIA)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedsparse.runs import RunFolder
-from fedsparse.training.backend import TorchModel
+from fedsparse.training.torch_model import TorchModel
 from simulations.experiment import resume_experiment
 from tests.tiny_runs import model_bytes, rows, run
 

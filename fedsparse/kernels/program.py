@@ -349,6 +349,12 @@ class Program:
             found[name] = position[: request.found].astype(np.int64), value[: request.found]
         return found
 
+    def measure(self, values: Values, x: Floats) -> None:
+        """Go forward over one batch in training mode: running statistics move, nothing else."""
+        work = self._work(values, self._room(len(x), library.TRAINING), x, None, track=True)
+        rows = np.arange(len(x), dtype=np.int64)
+        self.api.forward(self._model, work, _address(rows), len(rows))
+
     # -- single passes, for tests and measurements ----------------------------------------
 
     def forward(self, values: Values, samples: int, *, frozen: bool = False) -> None:
@@ -400,7 +406,7 @@ class Program:
         x: Floats | None,
         y: NDArray[Any] | None,
         *,
-        frozen: bool,
+        frozen: bool = False,
         track: bool = False,
     ) -> library.Work:
         labels = y is not None and self.classes > 1

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 from torch import nn
 
-from fedsparse.errors import ConfigError, did_you_mean
 from fedsparse.models.state import get_state, prunable
+from fedsparse.parts import chosen, copies
+from fedsparse.parts import copied as copied
 
 T = TypeVar("T")
-COPIES = "copies-"
 Shape = tuple[int, ...]
 
 
@@ -24,15 +24,9 @@ def part_shapes(model: nn.Module, rule: str) -> dict[str, Shape]:
     ConfigError as `part` does.
     """
     shapes = {name: tuple(value.shape) for name, value in get_state(model).items()}
-    if rule.startswith(COPIES) and rule.removeprefix(COPIES).isdecimal():
-        count = int(rule.removeprefix(COPIES))
-        return {copied(n, name): shape for n in range(count) for name, shape in shapes.items()}
+    if (several := copies(shapes, rule)) is not None:
+        return several
     return {name: shapes[name] for name in part(model, rule)}
-
-
-def copied(number: int, name: str) -> str:
-    """Return the name of a tensor in one copy of the model."""
-    return f"{number}.{name}"
 
 
 def copy_of(number: int, state: Mapping[str, T]) -> dict[str, T]:
@@ -50,30 +44,8 @@ def part(model: nn.Module, rule: str) -> tuple[str, ...]:
     all but BatchNorm's parameters and statistics; `none` is nothing. Raises ConfigError for
     another rule, and for a part that the model does not have.
     """
-    names = tuple(get_state(model))
-    if rule == "":
-        return names
-    if rule == "none":
-        return ()
-    if rule in ("head", "body"):
-        prefix = head_prefix(model)
-        found = tuple(n for n in names if n.startswith(prefix) == (rule == "head"))
-        if not found or len(found) == len(names):
-            raise ConfigError(
-                f"the model is all one layer and has no {rule} of its own; choose a deeper "
-                "model.name, or another strategy"
-            )
-        return found
-    if rule == "unnormalised":
-        norms = norm_prefixes(model)
-        if not norms:
-            raise ConfigError(
-                "the model has no BatchNorm to keep personal; choose a model.name with one, such "
-                "as cnn, or another strategy"
-            )
-        return tuple(n for n in names if not n.startswith(norms))
-    rules = ("head", "body", "unnormalised", "none", f"{COPIES}2")
-    raise ConfigError(f"unknown part of a model '{rule}'{did_you_mean(rule, rules)}")
+    head = head_prefix(model) if rule in ("head", "body") else ""
+    return chosen(tuple(get_state(model)), head, norm_prefixes(model), rule)
 
 
 def head_prefix(model: nn.Module) -> str:

@@ -4,13 +4,11 @@ from fedsparse.sparsity.adjust import grow_and_prune, prune_and_grow
 from fedsparse.sparsity.allocation import check_density, er, erk, layer_counts, rescale, uniform
 from fedsparse.sparsity.compose import mask_from_scores, static_mask, top_mask, top_mask_global
 from fedsparse.sparsity.cost import LayerCost, MemoryCost, ModelCost
-from fedsparse.sparsity.criteria import CRITERIA, scores
 from fedsparse.sparsity.mask import Mask, State
 from fedsparse.sparsity.patterns import UNSTRUCTURED, Pattern, top
 from fedsparse.sparsity.schedules import Schedule, constant, cosine, cubic, linear
 
 __all__ = [
-    "CRITERIA",
     "UNSTRUCTURED",
     "LayerCost",
     "Mask",
@@ -31,7 +29,6 @@ __all__ = [
     "mask_from_scores",
     "prune_and_grow",
     "rescale",
-    "scores",
     "static_mask",
     "top",
     "top_mask",

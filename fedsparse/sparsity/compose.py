@@ -4,17 +4,20 @@ static_mask(model, names, 0.05, criterion="snip", allocation="erk", batches=data
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from fedsparse.errors import MaskError, UnknownNameError
 from fedsparse.sparsity.allocation import ALLOCATIONS, check_density, global_counts, layer_counts
-from fedsparse.sparsity.criteria import Batch, scores
 from fedsparse.sparsity.mask import Mask
 from fedsparse.sparsity.patterns import UNSTRUCTURED, Pattern, top
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedsparse.sparsity.criteria import Batch
 
 SYNFLOW_STEPS = 100
 GLOBAL = "global"
@@ -69,12 +72,12 @@ def mask_from_scores(
 
 
 def static_mask(
-    model: nn.Module,
+    model: "nn.Module",
     names: Sequence[str],
     density: float,
     criterion: str = "magnitude",
     allocation: str = "erk",
-    batches: Iterable[Batch] = (),
+    batches: "Iterable[Batch]" = (),
     *,
     rng: np.random.Generator,
     pattern: Pattern = UNSTRUCTURED,
@@ -84,6 +87,8 @@ def static_mask(
     SynFlow prunes in 100 steps with density d^(k/100), as its paper asks (section 6);
     every other criterion in one. The model is left as it was.
     """
+    from fedsparse.sparsity.criteria import scores
+
     check_density(density)
     data = list(batches)
     if criterion != "synflow":

@@ -8,21 +8,17 @@ method needs, counted as FedTiny's paper does, not what a dense backend allocate
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal
 
 from fedsparse.errors import MaskError
 from fedsparse.sparsity.mask import Mask
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 VALUE_BYTES = 4
 INDEX_BYTES = 4
 ENTRY_BYTES = VALUE_BYTES + INDEX_BYTES
-
-
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-"""What holds a prunable weight, as in `fedsparse.models.prunable`."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,12 @@ class ModelCost:
     activation_elements: int
 
     @classmethod
-    def of(cls, model: nn.Module, input_shape: tuple[int, ...]) -> "ModelCost":
+    def of(cls, model: "nn.Module", input_shape: tuple[int, ...]) -> "ModelCost":
         """Measure a model with one sample of zeros; the model is left as it was."""
+        import torch
+        from torch import Tensor, nn
+
+        weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d  # as `models.prunable` has it
         seen: dict[str, LayerCost] = {}
         activations: list[int] = []
         names = {module: name for name, module in model.named_modules()}
@@ -73,9 +73,9 @@ class ModelCost:
         def watch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
             if isinstance(output, Tensor):
                 activations.append(output.numel())
-            if isinstance(module, Layer):
+            if isinstance(module, weighted):
                 name = f"{names[module]}.weight" if names[module] else "weight"
-                flops = 2 * _multiply_adds(module, output)
+                flops = 2 * _multiply_adds(module.weight, output)
                 before = seen[name].forward_flops if name in seen else 0
                 seen[name] = LayerCost(name, module.weight.numel(), before + flops, output.numel())
 
@@ -184,11 +184,14 @@ def gate_flops(input_shape: tuple[int, ...], blocks: int, heads: int) -> float:
     return 2.0 * heads * math.prod(input_shape) * blocks
 
 
-def _multiply_adds(module: Layer, output: Tensor) -> int:
+def _multiply_adds(weight: "Tensor", output: "Tensor") -> int:
     """Multiply-adds of one sample: each output element takes one weight row."""
-    return output[0].numel() * module.weight[0].numel()
+    return output[0].numel() * weight[0].numel()
 
 
-def _zeros(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+def _zeros(model: "nn.Module", input_shape: tuple[int, ...]) -> "Tensor":
+    import torch
+    from torch import nn
+
     tokens = any(isinstance(m, nn.Embedding) for m in model.modules())
     return torch.zeros(1, *input_shape, dtype=torch.int64 if tokens else torch.float32)

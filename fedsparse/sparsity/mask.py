@@ -13,14 +13,17 @@ from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from fedsparse.errors import MaskError
+
+if TYPE_CHECKING:
+    import torch
 
 State = dict[str, NDArray[np.float32]]
 """Parameters and float buffers of a model, in state-dict order."""
@@ -169,7 +172,7 @@ class Mask:
         either = (self | other).kept
         return (self & other).kept / either if either else 1.0
 
-    def apply_(self, tensors: Mapping[str, torch.Tensor | NDArray[np.floating]]) -> None:
+    def apply_(self, tensors: "Mapping[str, torch.Tensor | NDArray[np.floating]]") -> None:
         """Set pruned entries to zero in place; raises MaskError for a missing or unlike tensor."""
         for name, shape in self.shapes.items():
             tensor = tensors.get(name)
@@ -177,11 +180,10 @@ class Mask:
                 raise MaskError(f"no tensor '{name}' to apply the mask to")
             if tuple(tensor.shape) != shape:
                 raise MaskError(f"'{name}' has shape {tuple(tensor.shape)}, its mask {shape}")
-            if isinstance(tensor, torch.Tensor):
-                with torch.no_grad():
-                    tensor.masked_fill_(torch.from_numpy(~self[name]).to(tensor.device), 0)
-            else:
+            if isinstance(tensor, np.ndarray):
                 tensor[~self[name]] = 0
+            else:
+                _clear(tensor, ~self[name])
 
     def take(self, state: State) -> State:
         """Return a state with, of the tensors that the mask covers, the kept values alone."""
@@ -243,6 +245,14 @@ class Mask:
             raise MaskError(f"no mask file '{path}'") from None
         except (MaskError, OSError) as error:
             raise MaskError(f"'{path}' is no mask file: {error}") from None
+
+
+def _clear(tensor: "torch.Tensor", pruned: Bits) -> None:
+    """Set some entries of a tensor to zero, which may be a parameter."""
+    import torch
+
+    with torch.no_grad():
+        tensor.masked_fill_(torch.from_numpy(pruned).to(tensor.device), 0)
 
 
 def _entries(shape: tuple[int, ...]) -> int:

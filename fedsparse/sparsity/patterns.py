@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedsparse.errors import MaskError, UnknownNameError
@@ -34,14 +33,22 @@ def top(flat: NDArray[Any], count: int) -> Bits:
     surplus = flat.size - count
     if count <= 0 or surplus <= 0:
         return np.full(flat.size, count > 0)
-    # numpy's partition takes twenty times as long where many scores are equal, as zeros are
-    least = flat.dtype.type(torch.kthvalue(torch.tensor(flat), surplus + 1).values.item())
+    least = flat.dtype.type(_ranked(flat, surplus))
     bits: Bits = flat > least
     ties = np.flatnonzero(flat == least)
     bits[ties[: count - np.count_nonzero(bits)]] = True
     if np.count_nonzero(bits) != count:
         raise MaskError("scores hold NaN, which has no rank")
     return bits
+
+
+def _ranked(flat: NDArray[Any], place: int) -> float:
+    """Return the value that would stand at a place if a flat array were sorted."""
+    try:
+        import torch
+    except ImportError:  # numpy takes twenty times as long where many are equal, as zeros are
+        return float(np.partition(flat, place)[place])
+    return float(torch.kthvalue(torch.tensor(flat), place + 1).values.item())
 
 
 @dataclass(frozen=True)

@@ -4,28 +4,26 @@ Both are used the same way: a `Backend` makes a `LocalModel` of a received state
 trained, tested, searched for gradients, and read out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import nn
 
-from fedsparse import models
 from fedsparse.config import ClientConfig, Config
 from fedsparse.data import Dataset
-from fedsparse.errors import ConfigError
+from fedsparse.errors import ConfigError, MissingTorchError
 from fedsparse.kernels import library
-from fedsparse.kernels.graph import derive
 from fedsparse.kernels.nodes import Graph, Uncovered
 from fedsparse.kernels.rule import Rule, measured
 from fedsparse.sparsity import Mask, State
-from fedsparse.training import growth, local
-from fedsparse.training.growth import Top
-from fedsparse.training.local import Evaluated, Trained
 from fedsparse.training.native import NativeModel
 from fedsparse.training.precision import caveat
+from fedsparse.training.results import Evaluated, Top, Trained
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class LocalModel(Protocol):
@@ -55,6 +53,14 @@ class LocalModel(Protocol):
         """Return by layer the largest gradients of pruned weights on one batch."""
         ...
 
+    def measure(self, data: Dataset) -> State:
+        """Set BatchNorm's running statistics to those of one batch, and return them."""
+        ...
+
+    def statistics(self) -> State:
+        """Return BatchNorm's running statistics by name."""
+        ...
+
     def kept(self) -> State:
         """Return the state, of masked tensors the kept values alone, in order."""
         ...
@@ -64,71 +70,53 @@ class LocalModel(Protocol):
         ...
 
 
-class TorchModel:
-    """A torch module that holds one client's state: the reference."""
+@dataclass(frozen=True)
+class Unbuilt:
+    """A model that is known without its module, which is made where torch is to train."""
 
-    def __init__(self, module: nn.Module, state: State, mask: Mask | None) -> None:
-        models.load_state(module, state)
-        self.module = module
-        self.mask = mask
-
-    def train(
-        self,
-        data: Dataset,
-        settings: ClientConfig,
-        *,
-        rng: np.random.Generator,
-        lr: float | None = None,
-        epochs: int | None = None,
-        proximal_mu: float = 0.0,
-        l1: float = 0.0,
-        optimizer_state: Mapping[str, State] | None = None,
-        lr_key: str = "client.lr",
-    ) -> Trained:
-        """Train in place with masked gradients."""
-        return local.train(
-            self.module,
-            data,
-            settings,
-            rng=rng,
-            mask=self.mask,
-            lr=lr,
-            epochs=epochs,
-            proximal_mu=proximal_mu,
-            l1=l1,
-            optimizer_state=optimizer_state,
-            lr_key=lr_key,
-        )
-
-    def evaluate(self, data: Dataset) -> Evaluated:
-        """Test in evaluation mode."""
-        return local.evaluate(self.module, data)
-
-    def top_gradients(self, data: Dataset, counts: Mapping[str, int]) -> dict[str, Top]:
-        """Return by layer the largest gradients of pruned weights on one batch."""
-        assert self.mask is not None
-        return growth.top_gradients(self.module, self.mask, data, counts)
-
-    def kept(self) -> State:
-        """Return the state, of masked tensors the kept values alone."""
-        return self.whole() if self.mask is None else self.mask.take(self.whole())
-
-    def whole(self) -> State:
-        """Return the state as whole tensors."""
-        return models.get_state(self.module)
+    graph: Graph
+    make: "Callable[[], nn.Module]"
 
 
-@dataclass(frozen=True, eq=False)
 class Backend:
     """What trains one model under one configuration; `module` is shared by torch's clients."""
 
-    module: nn.Module
-    input_shape: tuple[int, ...]
-    settings: ClientConfig
+    def __init__(
+        self,
+        module: "nn.Module | Unbuilt",
+        input_shape: tuple[int, ...],
+        settings: ClientConfig,
+    ) -> None:
+        self._given = module
+        self.input_shape = input_shape
+        self.settings = settings
+
+    @cached_property
+    def module(self) -> "nn.Module":
+        """The torch module; raises MissingTorchError where one is to be made without torch."""
+        if not isinstance(self._given, Unbuilt):
+            return self._given
+        try:
+            return self._given.make()
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise MissingTorchError(self.torch_because) from None
+
+    @property
+    def torch_because(self) -> str:
+        """What makes torch train, in words."""
+        if self.settings.backend == "torch":
+            return "client.backend = 'torch'"
+        return f"training without the native kernels ({self.lack})" if self.lack else "this program"
 
     @cached_property
     def graph(self) -> Graph:
         """The module as the kernels read it; raises Uncovered."""
+        if isinstance(self._given, Unbuilt):
+            return self._given.graph
+        from fedsparse.kernels.graph import derive
+
         return derive(self.module, self.input_shape)
 
     @cached_property
@@ -169,11 +157,14 @@ class Backend:
         """Return a client's model; one of torch lives until the next is loaded."""
         if self.native:
             return NativeModel(self.graph, self.rule, state, mask)
-        return TorchModel(self.module, state, mask)
+        module = self.module
+        from fedsparse.training.torch_model import TorchModel
+
+        return TorchModel(module, state, mask)
 
 
 def resolve(
-    config: Config, module: nn.Module, input_shape: tuple[int, ...], *, settle: bool = True
+    config: Config, module: "nn.Module", input_shape: tuple[int, ...], *, settle: bool = True
 ) -> tuple[Config, str]:
     """Return the configuration with its backend settled, and a line that says what trains.
 

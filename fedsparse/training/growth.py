@@ -20,12 +20,10 @@ from fedsparse.errors import MaskError
 from fedsparse.sparsity import Mask, top
 from fedsparse.training.batchnorm import statistics_momentum
 from fedsparse.training.local import loss_of, tensors
+from fedsparse.training.results import Top as Top
 
 BLOCK_ENTRIES = 16_384
 """Weights whose gradient exists at one time."""
-
-Top = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Flat positions, ascending, and the gradients there."""
 
 
 def top_gradients(

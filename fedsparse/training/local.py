@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,30 +23,14 @@ from fedsparse.errors import TrainingError
 from fedsparse.sparsity import Mask, State
 from fedsparse.training import sparse_linear
 from fedsparse.training.optimizers import Optimizer, Trainable
+from fedsparse.training.results import Evaluated as Evaluated
+from fedsparse.training.results import Trained as Trained
+from fedsparse.training.results import batches as batches
+from fedsparse.training.results import check_loss as check_loss
+from fedsparse.training.results import check_weights, spread_explained
+from fedsparse.training.results import largest_batch as largest_batch
 
 EVALUATION_BATCH = 512
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What local training did: mean loss over the last epoch, samples seen.
-
-    `slots` makes the optimizer's tensors, by slot and parameter name, to outlive a round.
-    """
-
-    loss: float
-    accuracy: float
-    samples: int
-    slots: Callable[[], dict[str, State]]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A test: mean loss, accuracy (R^2 for regression), number of samples."""
-
-    loss: float
-    accuracy: float
-    samples: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,24 +69,6 @@ def loss_of(classes: int, reduction: str = "mean") -> Callable[[Tensor, Tensor],
             output.squeeze(1), y.float(), reduction=reduction
         )
     return partial(nn.functional.cross_entropy, reduction=reduction)
-
-
-def batches(samples: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Yield shuffled index batches; a last batch of one joins the batch before it.
-
-    BatchNorm cannot normalise a single sample.
-    """
-    order = rng.permutation(samples)
-    edges = [*range(0, samples, size), samples]
-    if len(edges) > 2 and edges[-1] - edges[-2] == 1:
-        del edges[-2]
-    for start, stop in pairwise(edges):
-        yield order[start:stop]
-
-
-def largest_batch(samples: int, size: int) -> int:
-    """Return the samples of the largest batch that `batches` yields."""
-    return size + 1 if samples > size and (samples - 1) % size == 0 else min(samples, size)
 
 
 def autocast(settings: ClientConfig, device: str = "cpu") -> AbstractContextManager[object]:
@@ -160,16 +125,8 @@ def train(
 def check_finite(tensors: Iterable[Tensor], lr_key: str, lr: float) -> None:
     """Raise TrainingError unless every trained weight is a finite number."""
     # A sum is quick, and finite where all is; a sum of huge numbers need not be.
-    if not all(math.isfinite(float(t.sum())) or bool(t.isfinite().all()) for t in tensors):
-        raise TrainingError(
-            f"the weights are not finite after training; lower {lr_key} (now {lr:g})"
-        )
-
-
-def check_loss(total: float, epoch: int, lr_key: str, lr: float) -> None:
-    """Raise TrainingError unless an epoch's loss is a finite number."""
-    if not math.isfinite(total):
-        raise TrainingError(f"the loss is {total} after epoch {epoch}; lower {lr_key} (now {lr:g})")
+    finite = all(math.isfinite(float(t.sum())) or bool(t.isfinite().all()) for t in tensors)
+    check_weights(finite, lr_key, lr)
 
 
 @contextmanager
@@ -289,8 +246,7 @@ def _shrink(parameters: list[nn.Parameter], weight: float) -> None:
 
 def r_squared(loss: float, y: Tensor) -> float:
     """Return 1 - squared error / variance; where targets are all alike, 1 if met and else 0."""
-    spread = float(y.float().var(correction=0))
-    return 1.0 - loss / spread if spread > 0 else float(loss == 0)
+    return spread_explained(loss, float(y.float().var(correction=0)))
 
 
 @torch.no_grad()

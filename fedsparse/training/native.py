@@ -6,27 +6,28 @@ them, so both reach the same model within rounding.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedsparse.config import ClientConfig
 from fedsparse.data import Dataset
 from fedsparse.errors import DataError, TrainingError
 from fedsparse.kernels import library
-from fedsparse.kernels.nodes import Graph
+from fedsparse.kernels.nodes import Graph, Norm
 from fedsparse.kernels.program import Optimizer, Slots, Values, program
 from fedsparse.kernels.rule import Rule
 from fedsparse.sparsity import Mask, State
-from fedsparse.training.growth import Top
-from fedsparse.training.local import (
+from fedsparse.training.results import (
     Evaluated,
+    Top,
     Trained,
     batches,
-    check_finite,
     check_loss,
-    r_squared,
+    check_weights,
+    spread_explained,
 )
 
 
@@ -35,6 +36,7 @@ class NativeModel:
 
     def __init__(self, graph: Graph, rule: Rule, state: State, mask: Mask | None) -> None:
         self.names = tuple(state)
+        self.graph, self.rule, self.mask = graph, rule, mask
         self.program = program(graph, mask, rule)
         self.values: Values = self.program.pack(state)
 
@@ -70,7 +72,7 @@ class NativeModel:
             )
         check_loss(outcome.loss, outcome.epochs, lr_key, lr)
         trained = (self.values.parameters, self.values.buffers)
-        check_finite(map(torch.from_numpy, trained), lr_key, lr)
+        check_weights(all(np.isfinite(each).all() for each in trained), lr_key, lr)
         mean = outcome.loss / len(y)
         accuracy = _accuracy(mean, outcome.correct, y, data.classes)
         return self._trained(mean, accuracy, len(y) * epochs, optimizer, slots)
@@ -95,17 +97,26 @@ class NativeModel:
         x, y = self.arrays(data)
         return dict(self.program.grow(self.values, x, y, counts))
 
+    def measure(self, data: Dataset) -> State:
+        """Set the running statistics to those of one batch, and return them."""
+        x, _ = self.arrays(data)
+        measuring = program(_overwriting(self.graph), self.mask, self.rule)
+        self.values.buffers[:] = 0.0
+        measuring.measure(self.values, x)
+        return self.statistics()
+
     def kept(self) -> State:
         """Return parameters and statistics in state-dict order; of masked ones what is kept."""
-        found = {**self.program.kept(self.values.parameters), **self._statistics()}
+        found = {**self.program.kept(self.values.parameters), **self.statistics()}
         return {name: found[name] for name in self.names}
 
     def whole(self) -> State:
         """Return parameters and statistics as whole tensors, in state-dict order."""
-        found = {**self.program.whole(self.values.parameters), **self._statistics()}
+        found = {**self.program.whole(self.values.parameters), **self.statistics()}
         return {name: found[name] for name in self.names}
 
-    def _statistics(self) -> State:
+    def statistics(self) -> State:
+        """Return the running statistics by name."""
         return self.program.statistics(self.values)
 
     def arrays(self, data: Dataset) -> tuple[NDArray[np.float32], NDArray[np.generic]]:
@@ -130,9 +141,18 @@ class NativeModel:
         return x, y
 
 
+@lru_cache(maxsize=4)
+def _overwriting(graph: Graph) -> Graph:
+    """Return a model whose BatchNorm takes a batch's statistics for its running ones."""
+    nodes = (replace(n, momentum=1.0) if isinstance(n, Norm) else n for n in graph.nodes)
+    return replace(graph, nodes=tuple(nodes))
+
+
 def _accuracy(loss: float, correct: int, y: NDArray[np.generic], classes: int) -> float:
     """Return the fraction of right answers, or R^2 for regression."""
-    return r_squared(loss, torch.from_numpy(y)) if classes == 1 else correct / len(y)
+    if classes == 1:
+        return spread_explained(loss, float(np.asarray(y, np.float64).var()))
+    return correct / len(y)
 
 
 def _optimizer(settings: ClientConfig, lr: float, proximal_mu: float, l1: float) -> Optimizer:

@@ -11,7 +11,7 @@ from typing import Literal
 from fedsparse.config import ClientConfig
 from fedsparse.messages import Plan
 from fedsparse.sparsity.cost import VALUE_BYTES, MemoryCost, ModelCost
-from fedsparse.training.local import largest_batch
+from fedsparse.training.results import largest_batch
 
 Optimizer = Literal["sgd", "momentum", "adam"]
 

@@ -477,4 +477,4 @@ def test_no_optimizer_is_kept_unless_asked():
 
 def test_a_client_says_which_partition_it_is():
     task, _, _ = world()
-    assert dict(content(ask(task, messages.IDENTIFY, client=3))["metrics"]) == {"partition-id": 3}
+    assert content(ask(task, messages.IDENTIFY, client=3))["metrics"]["partition-id"] == 3

@@ -4,6 +4,7 @@ import pytest
 
 from clients.job import Built
 from fedsparse import models
+from fedsparse.description import Description
 from fedsparse.errors import ConfigError
 from fedsparse.models.parts import copied, copy_of, part, part_shapes
 from strategies.task import Task
@@ -42,8 +43,9 @@ def test_another_rule_is_refused(rule):
 @pytest.mark.parametrize("rule", ["head", "unnormalised", "copies-2"])
 def test_server_and_clients_agree(rule):
     task = Task.of(tiny())
-    built = Built(("cnn", 0.5, (1, 8, 8), 10), task.model, task.schema, {}, task.cost, {})
-    assert built.part(rule) == task.part(rule)
+    key = ("cnn", 0.5, (1, 8, 8), 10)
+    told = Description.of(task.model, key[2])
+    assert Built(key).part(rule) == Built(key, told).part(rule) == task.part(rule)
 
 
 @pytest.mark.parametrize("rule", ["head", "body"])

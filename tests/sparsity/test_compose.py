@@ -13,18 +13,17 @@ from torch import nn
 from fedsparse import models
 from fedsparse.errors import MaskError, UnknownNameError
 from fedsparse.sparsity import (
-    CRITERIA,
     Mask,
     compose,
     erk,
     layer_counts,
     mask_from_scores,
-    scores,
     static_mask,
     top,
     top_mask,
     top_mask_global,
 )
+from fedsparse.sparsity.criteria import CRITERIA, scores
 
 QUICK = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 SCORED = {

@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, vmap
 
 from fedsparse import models
 from fedsparse.errors import MaskError, UnknownNameError
-from fedsparse.sparsity import CRITERIA, Mask, scores
-from fedsparse.sparsity.criteria import NEEDS_DATA, Batch
+from fedsparse.sparsity import Mask
+from fedsparse.sparsity.criteria import CRITERIA, NEEDS_DATA, Batch, scores
 
 CLOSE = {"rtol": 2e-4, "atol": 1e-7}
 

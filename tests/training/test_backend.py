@@ -18,8 +18,9 @@ from fedsparse.kernels.rule import Rule
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask
 from fedsparse.training import backend
-from fedsparse.training.backend import Backend, TorchModel
+from fedsparse.training.backend import Backend
 from fedsparse.training.native import NativeModel
+from fedsparse.training.torch_model import TorchModel
 from strategies.task import Task, masked
 from tests.clients.test_client_app import content, train
 from tests.kernels.passes import needs_kernels
