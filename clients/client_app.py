@@ -38,15 +38,22 @@ def _is_torch(error: BaseException | None) -> bool:
 
 
 def _asked(message: Message) -> str:
-    """Return what a message asks for, in words."""
+    """Return what a message asks for that takes torch, in words."""
     kind = message.metadata.message_type
     record = message.content.config_records.get(messages.CONFIG, ConfigRecord())
     config, plan = messages.read_config(record)
-    if messages.MODEL not in message.content.array_records and not plan.program:
-        return (
-            f"'{kind}' with client.backend = '{config.client.backend}' and no kernels to train by"
-        )
-    return f"'{kind}'" + (f" by the program '{plan.program}'" if plan.program else "")
+    if plan.program:
+        return f"'{kind}' by the program '{plan.program}'"
+    for key, native in (("backend", ("auto", "native")), ("precision", ("f32",))):
+        if (value := getattr(config.client, key)) not in native:
+            return f"'{kind}' with client.{key} = '{value}'"
+    if messages.MODEL in message.content.array_records:
+        return f"'{kind}'"
+    try:
+        library.load()
+    except library.Unavailable as error:
+        return f"'{kind}' without native kernels ({error})"
+    return f"'{kind}' with model.name = '{config.model.name}'"
 
 
 app = ClientApp(mods=[name_what_needs_torch, keeping])

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsparse.config import ClientConfig, Config
 from fedsparse.data import Dataset
-from fedsparse.errors import ConfigError, MissingTorchError
+from fedsparse.errors import ConfigError
 from fedsparse.kernels import library
 from fedsparse.kernels.nodes import Graph, Uncovered
 from fedsparse.kernels.rule import Rule, measured
@@ -93,22 +93,8 @@ class Backend:
 
     @cached_property
     def module(self) -> "nn.Module":
-        """The torch module; raises MissingTorchError where one is to be made without torch."""
-        if not isinstance(self._given, Unbuilt):
-            return self._given
-        try:
-            return self._given.make()
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise MissingTorchError(self.torch_because) from None
-
-    @property
-    def torch_because(self) -> str:
-        """What makes torch train, in words."""
-        if self.settings.backend == "torch":
-            return "client.backend = 'torch'"
-        return f"training without the native kernels ({self.lack})" if self.lack else "this program"
+        """The torch module."""
+        return self._given.make() if isinstance(self._given, Unbuilt) else self._given
 
     @cached_property
     def graph(self) -> Graph:
