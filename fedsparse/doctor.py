@@ -7,6 +7,7 @@ installation, too.
 import json
 import os
 import platform
+from collections.abc import Container
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
@@ -31,6 +32,9 @@ REQUIRED = {
     "tomli-w": EVERY_RUN,
     "torch": EVERY_RUN,
 }
+NODE = frozenset({"click", "flwr", "numpy", "pydantic", "safetensors", "scikit-learn", "tomli-w"})
+"""Of these, what a light node is installed with: it trains by the kernels, without torch."""
+WHOLE, LIGHT, INCOMPLETE = "whole", "light node", "incomplete"
 OPTIONAL = {
     "report": {
         "jinja2": "report.html",
@@ -46,6 +50,7 @@ OPTIONAL = {
     "tune": {"optuna": "fedsparse tune"},
 }
 NATIVE = "native training, runs use torch"
+NATIVE_NODE = "all training, as torch is left out, too"
 COMPILE = "install a C++ compiler and pip install --force-reinstall fedsparse"
 
 
@@ -65,6 +70,11 @@ def doctor(as_json: bool) -> None:
         f"fedsparse {found['fedsparse']}, Python {machine['python']}, {machine['cores']} cores, "
         f"{machine['memory_gib']:.1f} GiB, {machine['processor']}"
     )
+    if found["kind"] == LIGHT:
+        click.echo(
+            "  light    node: trains by the native kernels, without torch; what is left out is for "
+            "servers, simulations and torch's programs"
+        )
     for name, number in found["installed"].items():
         click.echo(f"  ok       {name} {number}")
     for name, lost in found["unfit"].items():
@@ -93,15 +103,27 @@ def examine() -> dict[str, Any]:
             unfit[name] = {"version": number, "needs": needs[name]}
         else:
             installed[name] = number
+    kind = _kind(missing)
+    if kind == LIGHT:
+        missing = {}
     return {
         "fedsparse": __version__,
+        "kind": kind,
         "installed": installed,
         "unfit": unfit,
         "missing": missing,
-        "kernels": _kernels(),
+        "kernels": _kernels(NATIVE_NODE if kind == LIGHT else NATIVE),
         "datasets": _datasets(),
         "machine": _machine(),
     }
+
+
+def _kind(missing: Container[str]) -> str:
+    """Say whether all is here, or what a light node needs, or neither."""
+    if not any(name in missing for name in REQUIRED):
+        return WHOLE
+    lacks = "torch" in missing and not any(name in missing for name in NODE)
+    return LIGHT if lacks else INCOMPLETE
 
 
 def _version(package: str) -> str | None:
@@ -128,16 +150,16 @@ def _fits(number: str, specifier: str) -> bool:
     return SpecifierSet(specifier).contains(number, prereleases=True)
 
 
-def _kernels() -> dict[str, Any]:
+def _kernels(disables: str) -> dict[str, Any]:
     """Say which native kernels run here and who compiled them, or why none do."""
     try:
         from fedsparse.kernels import library, rule
     except ImportError as error:
-        return {"because": str(error), "disables": NATIVE, "remedy": "pip install fedsparse"}
+        return {"because": str(error), "disables": disables, "remedy": "pip install fedsparse"}
     try:
         return {**library.describe(), **asdict(rule.measured())}
     except library.Unavailable as error:
-        return {"because": str(error), "disables": NATIVE, "remedy": error.remedy or COMPILE}
+        return {"because": str(error), "disables": disables, "remedy": error.remedy or COMPILE}
 
 
 def _kernels_line(found: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from fedsparse import doctor
+from fedsparse import doctor, node_requirements
 from fedsparse.kernels import library, rule
 from tests.command_line import ROOT, invoke
 
@@ -20,10 +20,44 @@ def packages(requirements):
 def test_it_knows_every_dependency():
     brought = {"ray"}  # by flwr[simulation]
     assert set(doctor.REQUIRED) == packages(PROJECT["dependencies"]) | brought
-    extras = {k: v for k, v in PROJECT["optional-dependencies"].items() if k != "dev"}
+    extras = {k: v for k, v in PROJECT["optional-dependencies"].items() if k not in ("dev", "node")}
     assert {k: set(v) for k, v in doctor.OPTIONAL.items()} == {
         k: packages(v) for k, v in extras.items()
     }
+
+
+def test_a_light_node_needs_some_of_the_dependencies_and_in_the_same_versions():
+    light = set(PROJECT["optional-dependencies"]["node"])
+    everything = {each.replace("[simulation]", "") for each in PROJECT["dependencies"]}
+    assert light < everything
+    assert packages(light) == doctor.NODE
+    assert "torch" not in doctor.NODE
+
+
+def test_a_light_nodes_requirements_are_told_by_the_metadata(monkeypatch, capsys):
+    told = ["torch>=2.4", 'numpy>=1.26; extra == "node"', "click>=8.1; extra == 'node'"]
+    monkeypatch.setattr(node_requirements, "requires", lambda name: told)
+    assert node_requirements.main() == 0
+    assert capsys.readouterr().out == "click>=8.1\nnumpy>=1.26\n"
+    monkeypatch.setattr(node_requirements, "requires", lambda name: None)
+    assert node_requirements.main() == 1
+
+
+@pytest.mark.parametrize(
+    ("lacks", "kind"),
+    [
+        ((), "whole"),
+        (("torch", "ray", "pyarrow"), "light node"),
+        (("torch", "numpy"), "incomplete"),
+        (("ray",), "incomplete"),
+    ],
+)
+def test_it_tells_a_light_node_from_a_whole_and_a_broken_installation(lacks, kind, monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in lacks else "1")
+    monkeypatch.setattr(doctor, "_needs", dict)
+    assert doctor.examine()["kind"] == kind
+    missing = [line for line in invoke("doctor").stdout.splitlines() if "missing  torch" in line]
+    assert bool(missing) == ("torch" in lacks and kind != "light node")
 
 
 def test_json_holds_versions_data_and_machine():

@@ -6,13 +6,15 @@ Flower, and a client that crashes or leaks takes nothing with it. Started by `no
 
 import importlib
 import sys
+from contextlib import suppress
 
 PRELOADED = (
     "clients.client_app",
     "flwr.supernode.runtime.run_clientapp",
     "fedsparse.kernels.library",
-    "sklearn.datasets",
 )
+WHERE_INSTALLED = ("sklearn.datasets", "fedsparse.kernels.graph", "fedsparse.training.torch_model")
+"""What a light node lacks, or may lack: the last two import torch."""
 
 
 def main() -> None:
@@ -21,6 +23,9 @@ def main() -> None:
 
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in WHERE_INSTALLED:
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(name)
     run_superexec_forking(sys.argv[1], int(sys.argv[2]))
 
 

@@ -7,6 +7,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsparse import messages, wire
 from fedsparse.config import FleetConfig
 from fedsparse.errors import GridError
 from simulations.experiment import CLIENT_APP
@@ -50,6 +51,30 @@ def test_clients_are_named_by_what_their_nodes_answer():
     directory = Directory.of(Answering(2, 0, 1), 3, 0.0)
     assert directory.node_of == {2: 100, 0: 101, 1: 102}
     assert directory.client_of == {100: 2, 101: 0, 102: 1}
+
+
+def test_who_reads_a_description_of_the_model_is_sent_one_which_is_counted():
+    light = RecordDict({"metrics": MetricRecord({"partition-id": 1, "reads-model": 1})})
+    nodes = Answering(0, light, 2)
+    directory = Directory.of(nodes, 3, 0.0)
+    assert directory.readers == {101}
+    grid = MeteredGrid(nodes, directory)
+    grid.described = wire.pack(b"what it is")
+    whole = RecordDict({"arrays": wire.pack(b"payload")})
+    sent = [Message(whole, node, "train") for node in nodes.get_node_ids()]
+    grid.send_and_receive(sent)
+    assert [list(message.content) for message in sent] == [
+        ["arrays"],
+        ["arrays", messages.MODEL],
+        ["arrays"],
+    ]
+    assert grid.read_traffic().down == {0: 7, 1: 17, 2: 7}
+    assert list(whole) == ["arrays"]
+
+
+def test_a_grid_that_knows_its_clients_has_nobody_who_reads_one():
+    strategy, _ = stage("strategy.name=fedavg")
+    assert strategy.directory.readers == frozenset()
 
 
 ODD = {
