@@ -345,9 +345,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(SCENARIOS), action="append")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument(
-        "--table", action="store_true", help="print the figures on record"
-    )
+    parser.add_argument("--table", action="store_true", help="print the figures on record")
     given = parser.parse_args()
     if given.table:
         print(table(json.loads(RESULTS.read_text())["scenarios"]))
