@@ -13,6 +13,10 @@ The same message finds the first, any other the second. One of an earlier round 
 neither and is refused, as is one that meets a file that is damaged or of another run: to begin anew
 without a word would change the run's result. Where the file cannot be written, as on a full disk,
 the message fails and the old state stays.
+
+What is secret of a round of secure aggregation never goes to the disk, and is never put back: each
+of its steps is answered once, or a server could ask again for what it must not have as well. A node
+that restarts within such a round is lost to it.
 """
 
 import errno
@@ -44,6 +48,12 @@ UNREADABLE = (
 )
 """What comes of JSON and records that are other than they should be."""
 
+PASSED = (
+    messages.IDENTIFY,
+    *(messages.SECURE_KEYS, messages.SECURE_SHARES, messages.SECURE_UNMASK),
+)
+"""Kinds of messages that change nothing of what is kept here."""
+
 Answer = Callable[[Message, Context], Message]
 
 
@@ -63,13 +73,16 @@ def keeping(message: Message, context: Context, answer: Answer) -> Message:
     A Flower mod. A message that fails leaves the state as it was, in memory as on the disk. Raises
     StateError where the file cannot be used or written, and what answering raises.
     """
-    path = None if message.metadata.message_type == messages.IDENTIFY else place_of(context)
+    path = None if message.metadata.message_type in PASSED else place_of(context)
     if path is None:
         return _whole(message, context, answer)
     asked, number = named(message)
     kept = None if not path.exists() else read(path)
     if kept is not None:
+        secret = context.state.get(messages.SECURE)
         context.state = records(_found(path, kept, asked, number))
+        if secret is not None:
+            context.state[messages.SECURE] = secret
     before = plain(context.state)
     reply = _whole(message, context, answer)
     after = plain(context.state)
@@ -215,9 +228,14 @@ KINDS = {"arrays": ArrayRecord, "metrics": MetricRecord, "configs": ConfigRecord
 
 
 def plain(state: RecordDict) -> State:
-    """Return records as nested dicts of bytes, lists and values, by kind and name."""
+    """Return records as nested dicts of bytes, lists and values, by kind and name.
+
+    Without the secrets of a round of secure aggregation.
+    """
     found: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     for name, record in state.items():
+        if name == messages.SECURE:
+            continue
         if isinstance(record, ArrayRecord):
             found["arrays"][name] = {
                 key: [a.dtype, list(a.shape), a.stype, bytes(a.data)] for key, a in record.items()

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from clients import kept_state
 from fedsparse import messages, wire
 from fedsparse.messages import SECURE_KEYS, SECURE_SHARES, SECURE_UNMASK, TRAIN
 from fedsparse.secure import keys, letters
 from fedsparse.secure.letters import KEY_SHARE, SEED_SHARE, Want
+from tests.node_grid import RUN, NodeGrid
 from tests.strategies.stage import stage
 
 CLIENTS = 5
@@ -235,3 +237,27 @@ def test_a_model_in_plain_is_not_to_be_had(server):
     node = server.grid.node_of(0)
     (reply,) = server.grid.send_and_receive([Message(server.training[node], node, TRAIN)])
     assert "sends nothing in plain" in reply.error.reason
+
+
+def test_where_a_node_keeps_its_state_no_secret_is_kept_and_no_step_is_answered_twice(tmp_path):
+    """A message that is asked again meets the state before it: never the secrets before it."""
+    server = Server()
+    training = [server.training[server.grid.node_of(client)] for client in range(CLIENTS)]
+    server.grid = NodeGrid([{kept_state.PATH: str(tmp_path)}] * CLIENTS)
+    server.grid.node_of = lambda client: 100 + client
+    server.training = {100 + client: content for client, content in enumerate(training)}
+    server.ask_keys()
+    for client in range(CLIENTS):
+        server.ask_shares(client)
+    for client in range(CLIENTS):
+        server.train(client)
+    kept = kept_state.read(tmp_path / f"run-{RUN}-client-0.state")
+    assert kept.after["arrays"]
+    assert not any(
+        messages.SECURE in state.get("arrays", {}) for state in (kept.before, kept.after)
+    )
+    with pytest.raises(Refused, match="no seed of this round"):
+        server.train(0, [0, 1, 2, 3])
+    server.unmask(0, server.wants(0))
+    with pytest.raises(Refused, match="not in"):
+        server.unmask(0, server.wants(0, lost={1}))
