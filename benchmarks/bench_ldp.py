@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.bench_ldp
 
 It writes benchmarks/results/ldp.json: |theta - true|_2 of `nldp` and `ldp-iht` on synthetic data
-of 50 features, 5 of them true, over three seeds, beside methods without privacy. Up to 16 million
+of 50 features, 5 of them true, over three seeds, beside methods without privacy. Up to 8 million
 samples stream through what clients compute and what the server makes of it; whole runs of the
 round loop, which hold all samples in memory, are made at one number of samples, as a check.
 """
@@ -33,8 +33,8 @@ RESULT = Path(__file__).parent / "results" / "ldp.json"
 SEEDS = (0, 1, 2)
 EPSILONS = {"nldp": (2.0, 4.0, 8.0, 16.0), "ldp-iht": (1.0, 2.0, 4.0, 8.0)}
 SAMPLES = {
-    "nldp": tuple(10**6 * 2**i for i in range(5)),
-    "ldp-iht": tuple(2 * 10**5 * 2**i for i in range(5)),
+    "nldp": tuple(5 * 10**5 * 2**i for i in range(5)),
+    "ldp-iht": tuple(10**5 * 2**i for i in range(5)),
 }
 RUNS = {"nldp": (10**6, 8.0), "ldp-iht": (4 * 10**5, 4.0)}
 """Samples and epsilon of the whole runs."""
