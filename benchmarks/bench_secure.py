@@ -28,9 +28,9 @@ from strategies.secure import SecureGrid
 from strategies.task import Task
 
 RESULT = Path(__file__).parent / "results" / "secure.json"
-ROUNDS = 3
+ROUNDS = 2
 CLIENTS = (10, 50)
-MODELS = (("mlp", 1.0, 1.0), ("cnn", 1.0, 0.1), ("cnn", 4.0, 1.0))
+MODELS = (("mlp", 1.0, 1.0), ("cnn", 1.0, 0.1), ("cnn", 2.0, 1.0))
 """Model, width and density: few, more and many kept values."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -16,8 +16,8 @@ from fedsparse.errors import MissingExtraError, SecureAggregationError
 KEY = 32
 """Bytes of a private key, a public key, a seed, and a derived key."""
 
-TAG = 16
-"""Bytes that sealing adds."""
+NONCE, OVERHEAD = 12, 28
+"""Bytes of what makes each sealing another, and all that sealing adds."""
 
 BLOCK = 2**16
 """Bytes of a keystream that are made at a time."""
@@ -76,11 +76,14 @@ def commitment(seed: bytes) -> bytes:
 
 
 def seal(key: bytes, content: bytes, bound: bytes) -> bytes:
-    """Encrypt and authenticate (ChaCha20-Poly1305); a key seals one content alone.
+    """Encrypt and authenticate (ChaCha20-Poly1305).
 
-    `bound` is not sent, and must be the same where it is opened.
+    `bound` is not sent, and must be the same where it is opened. The nonce is random: a client
+    whose state was lost may seal other shares under a key that it used before.
     """
-    return _cipher(key).encrypt(bytes(12), content, bound)  # type: ignore[no-any-return]
+    nonce = secrets.token_bytes(NONCE)
+    sealed: bytes = _cipher(key).encrypt(nonce, content, bound)
+    return nonce + sealed
 
 
 def unseal(key: bytes, sealed: bytes, bound: bytes) -> bytes:
@@ -88,11 +91,12 @@ def unseal(key: bytes, sealed: bytes, bound: bytes) -> bytes:
     from cryptography.exceptions import InvalidTag
 
     try:
-        return _cipher(key).decrypt(bytes(12), sealed, bound)  # type: ignore[no-any-return]
+        opened: bytes = _cipher(key).decrypt(sealed[:NONCE], sealed[NONCE:], bound)
     except (InvalidTag, ValueError):
         raise SecureAggregationError(
             "shares cannot be opened: they were changed, or are of another round"
         ) from None
+    return opened
 
 
 def _cipher(key: bytes) -> Any:

@@ -2,10 +2,10 @@
 
 keys, up:      public key for shares (32), public key for masks (32)
 shares, down:  for each neighbour: client (4), its two public keys (64)
-shares, up:    commitment to the seed (32), for each neighbour in this order: sealed shares (82)
+shares, up:    commitment to the seed (32), for each neighbour in this order: sealed shares (94)
 train, up:     magic "FSSM" | version | bits | 0 0 | session (16) | schema digest (8) |
                mask digest (16) | masked words | CRC-32 of all before (4)
-unmask, down:  for each neighbour that is left or lost: client (4), 0 or 1, sealed shares (82)
+unmask, down:  for each neighbour that is left or lost: client (4), 0 or 1, sealed shares (94)
 unmask, up:    for each of them in this order: a share (33), of its seed for 0, its key for 1
 """
 
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, TypeVar
 from fedsparse import wire
 from fedsparse.errors import SecureAggregationError
 from fedsparse.secure import shamir
-from fedsparse.secure.keys import KEY, TAG
+from fedsparse.secure.keys import KEY, OVERHEAD
 from fedsparse.sparsity import Mask
 from fedsparse.wire.checksum import crc32
 
 T = TypeVar("T")
 
 SESSION = 16
-SEALED = 2 * shamir.SHARE + TAG
+SEALED = 2 * shamir.SHARE + OVERHEAD
 SEED_SHARE, KEY_SHARE = 0, 1
 """Which of its two shares of a neighbour's secrets a client is asked for."""
 

@@ -176,7 +176,7 @@ def test_what_no_honest_server_asks_is_refused(trained, change):
         "other": [*wants, first._replace(client=77)],
         "own": [*wants, first._replace(client=0)],
         "kind": [first._replace(kind=2), *wants[1:]],
-        "damaged": [first._replace(sealed=bytes(82)), *wants[1:]],
+        "damaged": [first._replace(sealed=bytes(94)), *wants[1:]],
         "short": wants[:2],
         "another's": [first._replace(sealed=wants[1].sealed), *wants[1:]],
     }

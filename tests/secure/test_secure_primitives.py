@@ -112,6 +112,7 @@ def test_what_is_sealed_opens_unchanged_or_not_at_all():
     key = keys.fresh()
     sealed = keys.seal(key, b"shares", b"round 1")
     assert keys.unseal(key, sealed, b"round 1") == b"shares"
+    assert keys.seal(key, b"shares", b"round 1") != sealed, "no nonce is used twice"
     damaged = sealed[:-1] + bytes([sealed[-1] ^ 1])
     for content, bound in ((damaged, b"round 1"), (sealed, b"round 2"), (b"", b"round 1")):
         with pytest.raises(SecureAggregationError, match="cannot be opened"):

@@ -264,7 +264,7 @@ def instead(kind, client, made):
     ("kind", "made", "reason"),
     [
         (SECURE_KEYS, lambda c: c[:-1], "public keys have 63 bytes; 2 of 32"),
-        (SECURE_SHARES, lambda c: c[:-1], "sealed shares have 409 bytes; 5 of 82"),
+        (SECURE_SHARES, lambda c: c[:-1], "sealed shares have 469 bytes; 5 of 94"),
         (TRAIN, lambda c: c[:-9], "damaged"),
         (TRAIN, lambda c: c[:50] + b"\1" + c[51:], "damaged"),
         (TRAIN, lambda c: c + bytes(2**16), "at most"),
