@@ -1,5 +1,6 @@
 """Shamir's shares, keys, fixed point and masks: what secure aggregation stands on."""
 
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -9,7 +10,12 @@ from hypothesis import strategies as st
 
 from fedsparse import wire
 from fedsparse.config import resolve
-from fedsparse.errors import ConfigError, SecureAggregationError, TrainingError
+from fedsparse.errors import (
+    ConfigError,
+    MissingExtraError,
+    SecureAggregationError,
+    TrainingError,
+)
 from fedsparse.secure import keys, letters, masks, shamir
 from fedsparse.secure.fixed_point import DIGIT, DIGITS, HEAD, Figures, FixedPoint
 
@@ -308,3 +314,9 @@ def test_lists_name_a_client_once():
     seed = letters.Want(3, letters.SEED_SHARE, bytes(letters.SEALED))
     with pytest.raises(SecureAggregationError, match="twice"):
         letters.read_wants(letters.write_wants([seed, seed._replace(kind=letters.KEY_SHARE)]))
+
+
+def test_without_the_package_for_keys_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(MissingExtraError, match=r"secure\.aggregation needs.*fedsparse\[deploy\]"):
+        keys.require()
