@@ -207,16 +207,16 @@ def disk_full_server(stage: Stage) -> None:
 
 
 def disk_full_node(stage: Stage) -> None:
-    """The disk of a node is full in rounds 2 and 3."""
+    """The disk of a node is full from the start until round 2 is over."""
     home = stage.fleet.folder / f"node-{HIT}-home"
 
     def strike() -> None:
-        live.training(stage.fleet, HIT, 1)
-        with tools.tiny_disk(home, "16k"):
-            tools.fill(home / "filler")
-            live.ended(stage.out, 3)
+        live.ended(stage.out, 2)
+        (home / "filler").unlink()
 
-    stage.play(strike)
+    with tools.tiny_disk(home, "256k"):
+        tools.fill(home / "filler")
+        stage.play(strike)
 
 
 def disk_full_superlink(stage: Stage) -> None:

@@ -391,6 +391,9 @@ def _answer_and_end(spec: Any) -> None:
         from flwr.supercore.exit import exit_handler
         from flwr.supernode.runtime.run_clientapp import run_clientapp
 
+        from simulations.deployment.steadfast import install_whole_apps
+
+        install_whole_apps()
         exit_handler.registered_exit_handlers.clear()  # the parent's, whose link this isn't
         run_clientapp(
             runtime_api_address=spec.runtime_api_address,

@@ -9,8 +9,11 @@ of Flower's internals are in here and in `flower_internals.py`.
 import email.utils
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fedsparse.flower_pulls import outlast_cuts
@@ -153,6 +156,35 @@ def answer_for_dead_clients() -> None:
         return finished
 
     replace(InMemoryNodeState, "finish_task", finish)
+
+
+def install_whole_apps() -> None:
+    """Let a client's process install the app of its run whole or not at all.
+
+    Flower copies its files one by one, and takes what a full disk or a kill left of them for the
+    app, in every run from then on.
+    """
+    from flwr.supercore.utils import get_flwr_home
+    from flwr.supernode.runtime import run_clientapp
+
+    vars(run_clientapp)["install_from_fab"] = whole(run_clientapp.install_from_fab, get_flwr_home())
+
+
+def whole(plain: Callable[..., Path], home: Path) -> Callable[..., Path]:
+    """Return Flower's way to install an app, put in place once it is complete."""
+
+    def install(content: bytes, skip_prompt: bool = True) -> Path:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".app-", dir=home) as made:
+            new = plain(content, install_dir=Path(made), skip_prompt=skip_prompt)
+            place = home / new.relative_to(made)
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):  # another client's was faster
+                    new.rename(place)
+        return place
+
+    return install
 
 
 def report_death(address: str, token: str, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulations.deployment.steadfast import refusal
+from simulations.deployment.steadfast import refusal, whole
 
 NOON = "Fri, 01 May 2026 12:00:00 GMT"
 AT_NOON = 1777636800.0
@@ -25,3 +25,25 @@ def test_a_refused_node_says_whether_its_clock_or_its_key_is_wrong(ahead, said):
 @pytest.mark.parametrize("date", [None, "", "yesterday"])
 def test_an_answer_without_a_date_blames_the_key(date):
     assert "register it" in refusal(date, AT_NOON)
+
+
+def test_what_a_full_disk_left_of_an_app_is_never_taken_for_it(tmp_path):
+    full = True
+
+    def plain(content, install_dir, skip_prompt):
+        """Copy file by file, as Flower does."""
+        place = install_dir / "apps" / "mine.1.0.0"
+        place.mkdir(parents=True)
+        if full:
+            raise OSError(28, "No space left on device")
+        (place / "pyproject.toml").write_bytes(content)
+        return place
+
+    install = whole(plain, tmp_path)
+    with pytest.raises(OSError, match="No space"):
+        install(b"x")
+    assert list(tmp_path.iterdir()) == []
+    full = False
+    for content in (b"x", b"another client's, at the same time"):
+        assert (install(content) / "pyproject.toml").read_bytes() == b"x"
+    assert [place.name for place in tmp_path.iterdir()] == ["apps"]
