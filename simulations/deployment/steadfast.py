@@ -167,7 +167,8 @@ def install_whole_apps() -> None:
     from flwr.supercore.utils import get_flwr_home
     from flwr.supernode.runtime import run_clientapp
 
-    vars(run_clientapp)["install_from_fab"] = whole(run_clientapp.install_from_fab, get_flwr_home())
+    module = vars(run_clientapp)
+    module["install_from_fab"] = whole(module["install_from_fab"], get_flwr_home())
 
 
 def whole(plain: Callable[..., Path], home: Path) -> Callable[..., Path]:
