@@ -350,18 +350,17 @@ def main() -> None:
     if given.table:
         print(table(json.loads(RESULTS.read_text())["scenarios"]))
         return
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"scenarios": {}}
-    known["machine"] = describe()
+    bad = []
     for name in given.only or SCENARIOS:
-        found = known["scenarios"][name] = played(name)
+        found = played(name)
         if not given.json:
             print(f"{name}: {json.dumps(found, indent=1)}", flush=True)
-        done = known["scenarios"]
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"scenarios": {}}
+        done = {**known["scenarios"], name: found}
         known["scenarios"] = {name: done[name] for name in SCENARIOS if name in done}
+        known["machine"] = describe()
         write_file(RESULTS, (json.dumps(known, indent=1) + "\n").encode())
-    bad = [
-        name for name in given.only or SCENARIOS if not known["scenarios"][name].get("same_bits")
-    ]
+        bad += [] if found.get("same_bits") else [name]
     if given.json:
         print(json.dumps(known, indent=1))
     if bad:

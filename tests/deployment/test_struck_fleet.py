@@ -15,6 +15,7 @@ from tests.deployment import live_fleet as live
 from tests.tiny_runs import model_bytes
 
 NODES, ROUNDS = 2, 4
+pytestmark = pytest.mark.timeout(900)  # where others keep the machine busy
 
 
 @pytest.fixture(scope="module")
