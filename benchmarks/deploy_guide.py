@@ -4,7 +4,7 @@
 
 The lines run in one shell, in a folder and with a home of their own; fedsparse is installed in the
 environment that runs this. Leaves with code 1 where a line fails or the run does; writes
-benchmarks/results/deploy_guide.json.
+benchmarks/results/deploy-guide.json.
 """
 
 import json
@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "deploy.md"
-RESULT = Path(__file__).parent / "results" / "deploy_guide.json"
+RESULT = Path(__file__).parent / "results" / "deploy-guide.json"
 SECTION = "## On one machine, by hand"
 SECONDS = 1800.0
 

@@ -45,6 +45,7 @@ STATE_EVERY = 10.0
 LINK = "superlink"
 RAISED = "ServerApp failed with exception: "
 """How Flower begins what it keeps of an exception."""
+UNTOLD = "N/A"
 NAME = "local"
 
 
@@ -132,8 +133,8 @@ class Fleet:
 
         The exception reaches no log of the SuperLink; Flower keeps its text with the run.
         """
-        said = str(self.listed(run).get("status-details") or "")
-        return one_line(said.removeprefix(RAISED)) if said else reason_in(self.link.log)
+        said = str(self.listed(run).get("status-details") or UNTOLD)
+        return reason_in(self.link.log) if said == UNTOLD else one_line(said.removeprefix(RAISED))
 
     def listed(self, run: str) -> dict[str, Any]:
         """Return what Flower lists of a run, {} for one that it doesn't know."""
