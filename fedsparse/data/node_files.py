@@ -44,6 +44,9 @@ def read(path: Path, wanted: Wanted) -> tuple[Part, Part | None]:
         if not path.exists():
             raise DataError(f"data-path = '{path}' does not exist at this node; correct it there")
         return _reader(path)(path, wanted)
+    except DataError as error:  # it may quote what a file holds
+        text = " ".join(str(error).split())
+        raise DataError("".join(c if c.isprintable() else "?" for c in text)) from None
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or "it does not fit into memory"
         raise DataError(f"'{path}' cannot be read: {reason}") from None

@@ -194,6 +194,7 @@ MISTAKES = {
     "nanlabel.csv": (b"1,2,0\n3,4,nan\n", "labels hold NaN, a gap"),
     "latin.csv": (b"1,2,\xff\n", "no UTF-8 text"),
     "zero.csv": (b"1,2,\0\n", "label"),
+    "lines.csv": (b'1,2,0\n3,"a\n\x1b[2Jb",1\n', r"'a \?\[2Jb' is no number"),
     "own.parquet": (b"PAR1", "no readable Parquet file"),
     "own-idx3-ubyte": (b"\0\0\x08\x01\0\0\0\x01a", "no labels beside it"),
 }

@@ -5,24 +5,28 @@ family in `fedsparse/errors.py`; anything else is a finding.
 """
 
 import gzip
+import hashlib
 import io
 import json
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
+from clients import kept_state
+from clients.kept_state import Kept
 from edge_export import device_json, emit, network, reading
 from edge_export.storage import Storage
 from fedsparse import config as configuration
 from fedsparse import messages, models, wire
-from fedsparse.data import sources
+from fedsparse.data import Dataset, node_files, schema, sources
+from fedsparse.data.node_files import Wanted
 from fedsparse.devices import traces
 from fedsparse.errors import FedSparseError
 from fedsparse.runs import RunFolder, checkpoint, tables
@@ -304,6 +308,84 @@ def _npz(content: bytes, folder: Path) -> None:
     sources.npz(DataConfig(name="npz", path=str(path)), 0)
 
 
+# -- what lies at a node -------------------------------------------------------------------
+
+TEXTS = (
+    *(b"a,b,c,label\n1,2,3,0\n4,5.5,-6e2,1\n", b"1,2,3,0\n\n4,5,6,1\n7,8,9,1\n"),
+    *(b'"a","b","c d","label"\r\n0.5,2,3,"1"\r\n', b"\xef\xbb\xbf1\t2\t3\tdog\n3\t1\t2\tcat\n"),
+)
+
+
+WANTED = (Wanted((3,), 2), Wanted((3,), 2, ("cat", "dog")), Wanted((3,), 1))
+
+
+def tables_of_nodes() -> list[bytes]:
+    return list(TEXTS)
+
+
+def _of_node(names: Sequence[str]) -> Callable[[bytes, Path], None]:
+    """Return what reads bytes as a node's own file, under each name."""
+
+    def parse(content: bytes, folder: Path) -> None:
+        wanted = WANTED[len(content) % len(WANTED)]
+        each(*(partial(node_files.read, _put(folder, name, content), wanted) for name in names))
+
+    return parse
+
+
+@lru_cache(maxsize=1)
+def parquet_files() -> list[bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = []
+    for columns in (
+        {"a": [1.0, 2.0], "b": [1, 2], "c": [0.5, 1.5], "label": [0, 1]},
+        {"x": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "label": ["dog", "cat"]},
+    ):
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns), buffer)
+        found.append(buffer.getvalue())
+    return found
+
+
+def own_npz_files() -> list[bytes]:
+    found = []
+    for y in (np.arange(10) % 2, np.array(["cat", "dog"] * 5)):
+        buffer = io.BytesIO()
+        np.savez(buffer, x=np.zeros((10, 3), np.float32), y=y)
+        found.append(buffer.getvalue())
+    return found
+
+
+def kept_states() -> list[bytes]:
+    array = [*("uint8", [3], "numpy.ndarray"), b"abc"]
+    state = {"arrays": {"a": {"payload": array}}, "metrics": {"m": {"n": 1}}}
+    kept = [Kept("0" * 64, 1, {}, state), Kept("1" * 64, 2, state, {"configs": {"c": {"t": b"x"}}})]
+    return [kept_state.encode(one) for one in kept]
+
+
+def _hashed(content: bytes) -> bytes:
+    return content[:-32] + hashlib.sha256(content[:-32]).digest()
+
+
+def _kept_state(content: bytes, folder: Path) -> None:
+    kept_state.read(_put(folder, "run-1-client-0.state", content))
+
+
+def schemas() -> list[bytes]:
+    told = schema.schema_of(Dataset(np.zeros((3, 1, 8, 8), np.float32), np.arange(3), 10))
+    return [json.dumps(dict(told.record().items())).encode(), b'{"problem": "no file"}']
+
+
+def _schema(content: bytes, folder: Path) -> None:
+    told = schema.read(_record(content, ConfigRecord))
+    if isinstance(told, str):
+        assert "\n" not in told
+    else:
+        told.misfit((1, 8, 8), 10, False)
+
+
 PARSERS: dict[str, Parser] = {
     "wire": Parser(payloads, _wire, sealed),
     "masks": Parser(masks, _masks, sealed),
@@ -321,4 +403,9 @@ PARSERS: dict[str, Parser] = {
     "traces": Parser(lambda: [NETWORK, SPEEDS, HOURS, SPEEDS_JSON, HOURS_JSON], _traces),
     "IDX": Parser(idx_files, _idx_read),
     "NPZ": Parser(npz_files, _npz),
+    "nodes' CSV": Parser(tables_of_nodes, _of_node(("own.csv", "own.tsv"))),
+    "nodes' Parquet": Parser(parquet_files, _of_node(("own.parquet",))),
+    "nodes' NPZ": Parser(own_npz_files, _of_node(("own.npz",))),
+    "nodes' schemas": Parser(schemas, _schema),
+    "clients' kept states": Parser(kept_states, _kept_state, _hashed),
 }
