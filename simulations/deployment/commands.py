@@ -35,6 +35,7 @@ LOCAL_EXAMPLES = """\b
 Examples:
   fedsparse deploy local --nodes 4 --preset demo
   fedsparse deploy local --nodes 2 my.toml --set run.rounds=3 --out runs/mine --json
+  fedsparse deploy local --nodes 2 my.toml --node-config 'data-path="parts/{client}.csv"'
 """
 
 
@@ -94,6 +95,13 @@ def deploy() -> None:
 @click.option(
     "--nodes", type=click.IntRange(1, 64), required=True, metavar="N", help="SuperNodes to start."
 )
+@click.option(
+    "--node-config",
+    "told",
+    default="",
+    metavar="KEY=VALUE...",
+    help="What each node is told, such as its data-path; {client} stands for its number.",
+)
 @preset_option
 @set_option
 @seed_option
@@ -104,6 +112,7 @@ def deploy() -> None:
 def local(
     config: Path | None,
     nodes: int,
+    told: str,
     preset: str | None,
     assignments: tuple[str, ...],
     seed: int | None,
@@ -124,7 +133,7 @@ def local(
     def work(progress: "Progress") -> dict[str, Any]:
         from simulations.deployment.local import run_locally
 
-        return run_locally(resolved, nodes, folder, progress)
+        return run_locally(resolved, nodes, folder, progress, told=told)
 
     summary = watched(work, folder, quiet, again="give the same command with --out")
     finish(folder, summary, as_json=as_json, report=not no_report)

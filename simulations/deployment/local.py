@@ -60,6 +60,8 @@ class Fleet:
     port: int
     ports: Sequence[int]
     out: Path
+    told: str = ""
+    """What else nodes are told, as `--node-config` has it; {client} stands for the client."""
     link: Process = field(init=False)
 
     @property
@@ -88,7 +90,8 @@ class Fleet:
         command += ["--superlink", self.address, "--root-certificates", str(self.files.authority)]
         command += ["--auth-supernode-private-key", str(key)] if key is not None else []
         command += ["--host", "127.0.0.1", "--port", str(self.ports[client])]
-        config = f"partition-id={client} num-partitions={len(self.ports)}"
+        own = self.told.replace("{client}", str(client))
+        config = f"partition-id={client} num-partitions={len(self.ports)} {own}".strip()
         return [*command, "--node-config", config, *more]
 
     def start_node(self, client: int) -> Process:
@@ -143,10 +146,11 @@ class Fleet:
 
 
 @contextmanager
-def started(nodes: int, out: Path) -> Iterator[Fleet]:
+def started(nodes: int, out: Path, told: str = "") -> Iterator[Fleet]:
     """Start a SuperLink and `nodes` nodes on loopback over TLS, each with a key of its own.
 
-    The folder, the keys and every process are gone when the context is left, also when that is
+    `told` is more for their `--node-config`, {client} in it the client. The folder, the keys and
+    every process are gone when the context is left, also when that is
     by Ctrl-C, SIGTERM or an error. Raises GridError for a process that doesn't start in time.
     """
     certificates.require_library()
@@ -160,7 +164,7 @@ def started(nodes: int, out: Path) -> Iterator[Fleet]:
         authority = certificates.make_authority()
         files = certificates.write_server(folder, authority)
         port, *ports = free_ports(nodes + 1)
-        fleet = Fleet(folder, processes, authority, files, port, ports, out.absolute())
+        fleet = Fleet(folder, processes, authority, files, port, ports, out.absolute(), told)
         home = folder / "flwr-home"
         home.mkdir()
         link = {"address": fleet.address, "root-certificates": str(files.authority)}
@@ -200,16 +204,17 @@ def check_real(config: Config) -> None:
 
 
 def run_locally(
-    config: Config, nodes: int, out: Path, progress: Progress | None = None
+    config: Config, nodes: int, out: Path, progress: Progress | None = None, *, told: str = ""
 ) -> dict[str, Any]:
     """Run a configuration over `nodes` real nodes and return its summary.
 
-    An unfinished run of a deployment in `out` goes on. Raises GridError with the log's last
+    `told` is as in `started`. An unfinished run of a deployment in `out` goes on. Raises GridError
+    with the log's last
     lines when the run fails; the folder can then be gone on with.
     """
     progress = progress or Silent()
     config = settled(config, nodes, out)
-    with started(nodes, out) as fleet:
+    with started(nodes, out, told) as fleet:
         progress.note(f"engine: SuperLink and {nodes} SuperNodes at {fleet.address}, over TLS")
         app.write_app(fleet.folder / "app", config)
         run = fleet.submit(fleet.folder / "app")
