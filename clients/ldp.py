@@ -18,8 +18,8 @@ from fedsparse.errors import ConfigError, DataError
 from fedsparse.privacy import regression
 from fedsparse.privacy.gaussian import Floats
 from fedsparse.sparsity import State
-from fedsparse.training.local import Trained
 from fedsparse.training.price import Price, price
+from fedsparse.training.results import Trained
 
 ANSWER = "ldp"
 QUESTION = "ldp-question"
