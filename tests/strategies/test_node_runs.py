@@ -67,6 +67,23 @@ def test_samples_at_the_nodes_make_the_model_that_dealt_ones_make(tmp_path, node
     assert rows(tmp_path / "own") == rows(tmp_path / "dealt")
 
 
+def tests_of(out):
+    """What clients' own tests of their personal models found."""
+    found = [row for row in RunFolder.open(out).clients() if row["kind"] == "evaluate"]
+    return [(row["client"], row["loss"], row["accuracy"]) for row in found]
+
+
+def test_nodes_that_restart_before_every_message_change_nothing(tmp_path, nodes):
+    config = tiny(*QUICK, "strategy.name=ditto")
+    run_experiment(config, tmp_path / "dealt", command="test")
+    play(tmp_path / "forgetful", config, NodeGrid(nodes, restarting=True))
+    assert tests_of(tmp_path / "forgetful") != tests_of(tmp_path / "dealt")
+    keeping = [{**told, "state-path": str(tmp_path / "states")} for told in nodes]
+    play(tmp_path / "keeping", config, NodeGrid(keeping, restarting=True))
+    assert tests_of(tmp_path / "keeping") == tests_of(tmp_path / "dealt")
+    assert model_bytes(tmp_path / "keeping") == model_bytes(tmp_path / "dealt")
+
+
 def test_nodes_may_have_what_the_server_has_not(tmp_path, nodes):
     summary, _ = play(tmp_path / "run", tiny(*SERVER_LESS), NodeGrid(nodes))
     assert summary["accuracy"] is None
