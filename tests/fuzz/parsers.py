@@ -24,7 +24,7 @@ from clients.kept_state import Kept
 from edge_export import device_json, emit, network, reading
 from edge_export.storage import Storage
 from fedsparse import config as configuration
-from fedsparse import messages, models, wire
+from fedsparse import description, messages, models, wire
 from fedsparse.data import Dataset, node_files, schema, sources
 from fedsparse.data.node_files import Wanted
 from fedsparse.devices import traces
@@ -130,6 +130,19 @@ def configs() -> list[bytes]:
 
 def _config_record(content: bytes, folder: Path) -> None:
     messages.read_config(_record(content, ConfigRecord))
+
+
+@lru_cache(maxsize=1)
+def descriptions() -> list[bytes]:
+    """What is told of two models, unpacked: a mutation of what is packed seldom unpacks."""
+    shapes = {"cnn": (3, 32, 32), "mlp": (16,)}
+    built = {n: models.build(n, input_shape=s, classes=10, width=0.5) for n, s in shapes.items()}
+    told = [description.described(model, shapes[name]) for name, model in built.items()]
+    return [zlib.decompress(content) for content in told if content is not None]
+
+
+def _description(content: bytes, folder: Path) -> None:
+    each(lambda: description.read(zlib.compress(content)), lambda: description.read(content))
 
 
 def _record(content: bytes, kind: type) -> object:
@@ -391,6 +404,7 @@ PARSERS: dict[str, Parser] = {
     "masks": Parser(masks, _masks, sealed),
     "replies": Parser(replies, _reply),
     "messages' configuration": Parser(configs, _config_record),
+    "descriptions": Parser(descriptions, _description),
     "TOML": Parser(of_run("config.toml"), _toml),
     "run.json": Parser(of_run("run.json"), _run_json),
     "metrics.jsonl": Parser(of_run("metrics.jsonl"), _metrics),
