@@ -33,7 +33,7 @@ from fedsparse.config import Config, override, resolve
 from fedsparse.errors import FedSparseError
 from fedsparse.runs.progress import Silent
 from simulations.deployment import app, certificates
-from simulations.deployment.local import Fleet, follow, settled, started
+from simulations.deployment.local import Fleet, follow, rows_after, settled, started
 from simulations.deployment.node import POLL
 from simulations.deployment.processes import free_ports
 from simulations.experiment import run_experiment
@@ -74,9 +74,12 @@ class Watch:
     """Looks at what the processes of one node hold, from its start on; a limit is enforced."""
 
     home: Path
+    out: Path
     limit: int | None
     peak: int = 0
     cpu: float = 0.0
+    marks: list[float] = field(default_factory=list)
+    """The node's processor time at the end of each round, the one before training first."""
     torch: bool = False
     killed: bool = False
     done: threading.Event = field(default_factory=threading.Event)
@@ -89,6 +92,8 @@ class Watch:
             held = sum(map(_proportional, found))
             self.peak = max(self.peak, held)
             self.cpu = max(self.cpu, sum(map(_processor_seconds, found)))
+            ended = len(rows_after(self.out, -1))
+            self.marks += [self.cpu] * (ended - len(self.marks))
             self.torch = self.torch or any(map(_maps_torch, found))
             if self.limit is not None and held > self.limit:
                 self.killed = True
@@ -155,20 +160,16 @@ def deployed(config: Config, folder: Path, way: Way) -> dict[str, Any]:
         fleet.ports = [*fleet.ports, *free_ports(1)]
         _, public = certificates.write_node_key(fleet.folder, "node-0")
         fleet.register(public)
-        watch = Watch(fleet.folder / "node-0-home", way.limit)
+        watch = Watch(fleet.folder / "node-0-home", out, way.limit)
         looking = threading.Thread(target=watch.run)
         looking.start()
         try:
             path = os.pathsep.join([str(Path(way.python).parent), os.environ["PATH"]])
             more = {POLL: "0.2", "PATH": path, "PYTHONPATH": str(ROOT)}
-            begun, marks = time.monotonic(), list[float]()
-
-            def mark(number: int) -> None:
-                marks.append(watch.cpu)
-
+            begun = time.monotonic()
             fleet.processes.start("node-0", node_command(fleet, way), more)
             app.write_app(fleet.folder / "app", config)
-            follow(fleet, fleet.submit(fleet.folder / "app"), config, Silent(), mark)
+            follow(fleet, fleet.submit(fleet.folder / "app"), config, Silent())
             took = time.monotonic() - begun
         except FedSparseError as error:
             log = (fleet.folder / "node-0.log").read_text(errors="replace")
@@ -184,7 +185,7 @@ def deployed(config: Config, folder: Path, way: Way) -> dict[str, Any]:
         "torch": watch.torch,
         "seconds": round(took, 2),
         "round_seconds": rounds_of(out),
-        "round_cpu_seconds": [round(b - a, 2) for a, b in pairwise(marks)],
+        "round_cpu_seconds": [round(b - a, 2) for a, b in pairwise(watch.marks)],
         "model": (out / "model.safetensors").read_bytes(),
     }
 
@@ -200,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--without", required=True, help="Python of an environment without torch")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", help="Part of the name of the ways to measure; writes nothing")
+    parser.add_argument("--only", help="Part of the name of the ways to measure; the rest stays")
     asked = parser.parse_args()
     tree = tomllib.loads(PRESET.format(rounds=asked.rounds))
     config = resolve(override(tree, ()))
@@ -229,12 +230,9 @@ def main() -> None:
             one["same_bits"] = one.pop("model", None) == model
             found[name] = one
             print(line(name, one, trains), flush=True)
-    if asked.only:
-        return
-    RESULT.write_text(
-        json.dumps({"machine": describe(), "inline_rounds": trains, "nodes": found}, indent=1)
-        + "\n"
-    )
+    before = json.loads(RESULT.read_text())["nodes"] if asked.only and RESULT.exists() else {}
+    told = {"machine": describe(), "inline_rounds": trains, "nodes": {**before, **found}}
+    RESULT.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def override_backend(config: Config, backend: str) -> Config:
