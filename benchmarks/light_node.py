@@ -172,8 +172,8 @@ def deployed(config: Config, folder: Path, way: Way) -> dict[str, Any]:
             follow(fleet, fleet.submit(fleet.folder / "app"), config, Silent())
             took = time.monotonic() - begun
         except FedSparseError as error:
-            log = (fleet.folder / "node-0.log").read_text(errors="replace")
-            return {"failed": str(error), "log": log[-2000:], "peak_bytes": watch.peak}
+            logs = {name: _end(fleet.folder / f"{name}.log") for name in ("node-0", "superlink")}
+            return {"failed": str(error), "logs": logs, "peak_bytes": watch.peak}
         finally:
             watch.done.set()
             looking.join()
@@ -188,6 +188,10 @@ def deployed(config: Config, folder: Path, way: Way) -> dict[str, Any]:
         "round_cpu_seconds": [round(b - a, 2) for a, b in pairwise(watch.marks)],
         "model": (out / "model.safetensors").read_bytes(),
     }
+
+
+def _end(log: Path) -> str:
+    return log.read_text(errors="replace")[-4000:] if log.exists() else ""
 
 
 def rounds_of(out: Path) -> list[float]:
