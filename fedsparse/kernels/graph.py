@@ -8,6 +8,7 @@ torch.
 import copy
 import operator
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedsparse.kernels.nodes import (
     Add,
     AveragePool,
     Conv,
+    Drawn,
     Flatten,
     Graph,
     MaxPool,
@@ -68,6 +70,12 @@ CALLS: dict[Any, tuple[tuple[str, ...], Callable[..., nn.Module]]] = {
 }
 """Functions and methods: their arguments after the input, and the layer that does the same."""
 IMAGE_AXES = ({2, 3}, {-2, -1}, {2, -1}, {-2, 3})
+LOOKS = 8
+"""How often a model is looked at again where somebody drew random numbers meanwhile.
+
+A model that draws does so each time. Where Flower's threads live in the process, they draw now and
+then for a pause of random length.
+"""
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -79,6 +87,13 @@ def derive(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     if not 1 <= len(input_shape) <= 3:
         raise Uncovered(f"a sample of shape {input_shape} is no vector and no image")
     tracing.refuse(model)
+    for _ in range(LOOKS - 1):
+        with suppress(Drawn):
+            return _looked_at(model, input_shape)
+    return _looked_at(model, input_shape)
+
+
+def _looked_at(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     with tracing.undrawn():
         try:
             twin = copy.deepcopy(model).cpu()

@@ -10,6 +10,10 @@ class Uncovered(Exception):
     """A model that the native trainer does not cover; the message says why, in one line."""
 
 
+class Drawn(Uncovered):
+    """Somebody drew random numbers while the model was looked at: it, or another thread."""
+
+
 @dataclass(frozen=True)
 class Value:
     """An activation of one sample; a vector has height and width 1."""

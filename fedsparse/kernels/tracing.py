@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fedsparse.kernels.nodes import Uncovered
+from fedsparse.kernels.nodes import Drawn, Uncovered
 
 SAMPLES = 2
 """Samples in the forward pass that finds the shapes."""
@@ -54,7 +54,7 @@ def trace(
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Raise Uncovered if the body drew from a global random generator; the draws are undone.
+    """Raise Drawn if anybody drew from a global random generator; the draws are undone.
 
     A branch on a draw is traced one way, and would then be taken that way in every pass.
     """
@@ -67,7 +67,7 @@ def undrawn() -> Iterator[None]:
             or random.getstate() != of_python
             or repr(np.random.get_state(legacy=False)) != repr(of_numpy)
         ):
-            raise Uncovered("the model draws random numbers")
+            raise Drawn("the model draws random numbers")
     finally:
         torch.set_rng_state(of_torch)
         random.setstate(of_python)

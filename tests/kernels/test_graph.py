@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsparse import models, registry
+from fedsparse.kernels import graph as graph_module
 from fedsparse.kernels.graph import (
     Add,
     AveragePool,
@@ -410,3 +411,19 @@ def test_inputs_of_another_shape_are_not_covered():
         derive(nn.Flatten(), (1, 2, 3, 4))
     with pytest.raises(Uncovered, match="cannot trace the model"):
         derive(zoo("resnet18"), (1, 8, 8))
+
+
+def test_another_threads_draws_are_not_the_models(monkeypatch):
+    """In a deployment Flower's threads draw while the model is looked at."""
+    looks, plain = [], graph_module.tracing.trace
+
+    def drawn_meanwhile(*given):
+        looks.append(given)
+        if len(looks) <= 2:
+            random.random()
+        return plain(*given)
+
+    monkeypatch.setattr(graph_module.tracing, "trace", drawn_meanwhile)
+    model = nn.Sequential(nn.Linear(4, 2))
+    assert graph_module.derive(model, (4,)).outputs == 2
+    assert len(looks) > 2
