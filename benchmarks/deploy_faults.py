@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -207,15 +207,18 @@ def disk_full_server(stage: Stage) -> None:
 
 
 def disk_full_node(stage: Stage) -> None:
-    """The disk of a node is full from the start until round 2 is over."""
+    """A node loses its app in round 1, and its disk is full until round 2 is over."""
     home = stage.fleet.folder / f"node-{HIT}-home"
 
-    def strike() -> None:
-        live.ended(stage.out, 2)
-        (home / "filler").unlink()
+    with ExitStack() as mounted:
 
-    with tools.tiny_disk(home, "256k"):
-        tools.fill(home / "filler")
+        def strike() -> None:
+            live.training(stage.fleet, HIT, 1)
+            mounted.enter_context(tools.tiny_disk(home, "256k"))
+            tools.fill(home / "filler")
+            live.ended(stage.out, 2)
+            (home / "filler").unlink()
+
         stage.play(strike)
 
 
