@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fedsparse import messages
 from fedsparse.config import Config
@@ -92,7 +93,7 @@ def training(fleet: Fleet, node: int, times: int) -> None:
     )
 
 
-def rounds(out: Path) -> list[dict[str, object]]:
+def rounds(out: Path) -> list[dict[str, Any]]:
     """Return the rows of the rounds that are written down so far."""
     with suppress(OSError):
         lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
