@@ -56,7 +56,9 @@ class PromptGrid(Wrapped):
             if exchange.pending:
                 hoping = now
             elif exchange.enough(self.least) or now - hoping >= self.gone_seconds:
-                break
+                exchange.look(at_once=True)
+                if not exchange.pending:
+                    break
             if timeout is not None and waited >= timeout:
                 break
             exchange.look()
@@ -118,9 +120,14 @@ class Exchange:
         got = sum(not reply.has_error() for reply in self.replies)
         return not self.gone or got >= least_replies(asked, least)
 
-    def look(self) -> None:
-        """Ask those again who came back, or were started anew and have forgotten their message."""
-        if time.monotonic() - self.looked < NODES_EVERY:
+    def look(self, *, at_once: bool = False) -> None:
+        """Ask those again who came back, or were started anew and have forgotten their message.
+
+        Every few seconds, or `at_once` where any are gone: a node may be back since the last look,
+        and Flower withholds a reply whose node went offline before it was fetched.
+        """
+        wanted = self.gone if at_once else time.monotonic() - self.looked >= NODES_EVERY
+        if not wanted:
             return
         self.looked = time.monotonic()
         online = started(self.grid)

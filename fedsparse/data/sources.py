@@ -29,6 +29,8 @@ FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "/usr/share/dataset-fash
 MOST_BYTES = 2**33
 """Unpacked bytes of a file; more is taken for a packing that is meant to fill the memory."""
 
+PIECE_BYTES = 2**20
+
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -256,8 +258,7 @@ def read_idx(path: Path) -> NDArray[Any]:
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
-                raw = packed.read(MOST_BYTES + 1)
+            raw = _unpacked(raw)
         if len(raw) > MOST_BYTES:
             raise DataError(f"'{path}' unpacks to more than {MOST_BYTES} bytes; split it")
     except (OSError, EOFError, zlib.error) as error:
@@ -274,6 +275,15 @@ def read_idx(path: Path) -> NDArray[Any]:
     if len(raw) != expected:
         raise DataError(f"'{path}' holds {len(raw)} bytes, its header says {expected}")
     return np.frombuffer(raw, kind, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _unpacked(content: bytes) -> bytes:
+    """Return what gzip packed, up to `MOST_BYTES` and some, in pieces of what is there."""
+    found = bytearray()
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+        while len(found) <= MOST_BYTES and (piece := packed.read(PIECE_BYTES)):
+            found += piece
+    return bytes(found)
 
 
 def scaled(x: NDArray[Any], where: str) -> NDArray[Any]:

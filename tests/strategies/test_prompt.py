@@ -146,6 +146,14 @@ def test_a_node_that_comes_back_while_others_are_waited_for_takes_part_again():
     assert link.told.count(22) == 2
 
 
+def test_a_node_that_is_back_when_the_last_reply_comes_takes_part_again(monkeypatch):
+    """Between two looks; Flower withholds its reply, if it was offline before that was fetched."""
+    monkeypatch.setattr(prompt, "NODES_EVERY", 60.0)
+    link = Link([gone(22), back(22)])
+    assert asked(link) == dict.fromkeys(NODES)
+    assert link.told == [*NODES, 22]
+
+
 def test_a_reply_of_an_earlier_life_and_one_of_the_next_count_once():
     link = Link([quiet(22), lambda link: link.online.update({22: "again"}), back(22)])
     assert asked(link) == dict.fromkeys(NODES)
