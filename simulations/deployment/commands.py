@@ -126,6 +126,9 @@ def local(
     Certificates and keys are made on the spot, and everything but the run folder is gone at the
     end. A run in DIR that was interrupted goes on.
     """
+    from simulations.deployment.told import check_told
+
+    check_told(told, local=True)
     resolved, stem = configured(config, preset, (*assignments, f"fleet.clients={nodes}"), seed)
     folder = out if out is not None else free_folder(f"{stem}-deployed", resolved)
     check_way(folder)

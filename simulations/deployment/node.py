@@ -11,22 +11,31 @@ import os
 import subprocess
 import sys
 
+from fedsparse.errors import ConfigError
+from simulations.deployment.told import check_told
+
 POLL = "FEDSPARSE_NODE_POLL"
 POLL_SECONDS = 1.0
 
 
 def main() -> None:
-    """Start the process that runs clients, then be Flower's SuperNode until ended."""
+    """Check what the node is told, start what runs clients, then be Flower's SuperNode."""
     from simulations.deployment.processes import quieten
 
     quieten()
 
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--port", type=int, default=9094)
+    parser.add_argument("--node-config", default="")
+    own, _ = parser.parse_known_args()
+    try:
+        check_told(own.node_config)
+    except ConfigError as error:
+        sys.exit(f"fedsparse: error: {error}")
+
     from simulations.deployment.steadfast import stay_in_fleet
     from simulations.flower_internals import look_often_for_work
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--port", type=int, default=9094)
-    own, _ = parser.parse_known_args()
     executor = [sys.executable, "-m", "simulations.deployment.executor"]
     subprocess.Popen([*executor, f"127.0.0.1:{own.port}", str(os.getpid())])
     sys.argv += ["--isolation", "process"]
