@@ -1,8 +1,8 @@
-"""What clears a deployment away when its command is killed: nothing of it outlives the command.
+"""What clears a deployment away when its command is gone: nothing of it outlives the command.
 
-A process of its own holds the reading end of a pipe. It hears `DONE` when everything was ended in
-order; when the pipe closes without that, the command is gone, and it ends what is left, keys and
-all. Linux alone: what is left is found by Flower's home in a process' environment.
+A process of its own holds the reading end of a pipe. When that closes, however the command ended
+and wherever a second Ctrl-C caught it, it ends what is left and removes the folder, keys and all.
+Linux alone: what is left is found by Flower's home in a process' environment.
 """
 
 import shutil
@@ -10,17 +10,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from simulations.deployment.processes import END_SECONDS, kill_strays
 
-DONE = b"done"
-
 
 @contextmanager
 def reaped(folder: Path) -> Iterator[None]:
-    """End what uses `folder`, and remove it, if this process is killed meanwhile."""
+    """End what uses `folder`, and remove it, when the context is left or this process is gone."""
     command = [sys.executable, "-m", "simulations.deployment.reaper", str(folder)]
     watcher = subprocess.Popen(
         command,
@@ -32,11 +30,10 @@ def reaped(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        try:
-            watcher.communicate(DONE, timeout=END_SECONDS)
-        except subprocess.TimeoutExpired:
-            watcher.kill()
-            watcher.wait()
+        if watcher.stdin is not None:
+            watcher.stdin.close()
+        with suppress(subprocess.TimeoutExpired):  # it goes on by itself
+            watcher.wait(2 * END_SECONDS)
 
 
 def main() -> None:
@@ -44,9 +41,9 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     folder = Path(sys.argv[1])
-    if sys.stdin.buffer.read() != DONE:
-        kill_strays(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+    sys.stdin.buffer.read()
+    kill_strays(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Silent
 from simulations.deployment import app, certificates
 from simulations.deployment.local import Fleet, follow, settled, started
-from simulations.deployment.processes import free_ports, listens
+from simulations.deployment.processes import Processes, free_ports, listens
+from simulations.deployment.reaper import reaped
 from simulations.experiment import run_experiment
 from strategies.task import Task
 from tests.command_line import spawn, tiny_toml
@@ -174,6 +175,20 @@ def test_private_keys_are_their_owners_alone(tmp_path):
     private, _ = certificates.write_node_key(tmp_path, "node")
     for path in (files.key, private):
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_second_interruption_while_all_is_ended_leaves_nothing(tmp_path):
+    """Whoever sees nothing happen presses Ctrl-C again: that must not stop the clearing away."""
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    with suppress(KeyboardInterrupt), reaped(folder):
+        left = Processes(folder).start("superlink", ["sleep", "600"])
+        raise KeyboardInterrupt  # before the processes were ended
+    assert left.popen.wait(LONG) == -signal.SIGKILL
+    deadline = time.monotonic() + LONG
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
