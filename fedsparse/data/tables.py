@@ -24,10 +24,10 @@ def read_csv(path: Path, label: str | None) -> Table:
 
     Raises DataError, with the line, for a cell that is no number, a short or a long line.
     """
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    separator, name = ("\t", "tabs") if path.suffix.lower() == ".tsv" else (",", "commas")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return _table(path, csv.reader(file, delimiter=separator), label)
+            return _table(path, csv.reader(file, delimiter=separator), label, name)
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is no UTF-8 text: {error.reason}; save it as UTF-8") from None
     except csv.Error as error:
@@ -36,7 +36,7 @@ def read_csv(path: Path, label: str | None) -> Table:
         raise DataError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
-def _table(path: Path, lines: Iterator[list[str]], label: str | None) -> Table:
+def _table(path: Path, lines: Iterator[list[str]], label: str | None, separator: str) -> Table:
     cells, labels, width, place = array("d"), list[str](), 0, -1
     names: list[str] = []
     for number, line in enumerate(lines, 1):
@@ -45,7 +45,9 @@ def _table(path: Path, lines: Iterator[list[str]], label: str | None) -> Table:
         if not width:
             width = len(line)
             if width < 2:
-                raise DataError(f"'{path}' has one column; it needs numbers and a label")
+                raise DataError(
+                    f"'{path}' has one column; it needs numbers and a label, parted by {separator}"
+                )
             named = label is not None or not any(_number(cell) is not None for cell in line[:-1])
             names = [cell.strip() for cell in line] if named else []
             place = _place(names, label, f"'{path}'") if named else width - 1
@@ -85,7 +87,8 @@ def _place(names: Sequence[str], label: str | None, where: str) -> int:
     if label is None:
         return len(names) - 1
     if label not in names:
-        hint = did_you_mean(label, list(names)[:50])
+        hint = did_you_mean(label, names)
+        hint = hint if len(hint) < 200 else ""
         raise DataError(f"{where} has no column '{label}' for the label{hint}")
     return names.index(label)
 

@@ -186,6 +186,8 @@ MISTAKES = {
     "empty.csv": (b"", "holds no samples"),
     "head.csv": (b"a,b\n", "holds no samples"),
     "one.csv": (b"1\n2\n", "one column"),
+    "semicolons.csv": (b"1;2;0\n3;4;1\n", "one column.*parted by commas"),
+    "spaces.tsv": (b"1 2 0\n3 4 1\n", "one column.*parted by tabs"),
     "gap.csv": (b"a,b,label\n1,2,0\n3,,1\n", "line 3, column b: '' is no number; fill the gap"),
     "nan.csv": (b"1,2,0\nnan,4,1\n", "NaN or infinity; clean them"),
     "infinite.csv": (b"1,2,0\n1e99,4,1\n", "NaN or infinity; clean them"),
