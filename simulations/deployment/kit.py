@@ -10,6 +10,7 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
@@ -134,12 +135,16 @@ def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = certificates.D
 
 
 def check_host(host: object) -> str:
-    """Return a host as it is; raises ConfigError for what is no address and no name."""
+    """Return a host as it is; raises ConfigError for what is no name and no address of one."""
     text = str(host)
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        pass
+    with suppress(ValueError):
+        address = ipaddress.ip_address(text)
+        if address.is_unspecified or address.is_multicast:
+            raise ConfigError(
+                f"host '{text}' is no machine's address; give one that nodes reach the server by, "
+                "such as 192.0.2.7"
+            )
+        return str(address)
     numeric = all(part.isdigit() for part in text.split("."))
     if numeric or len(text) > 253 or not _HOST.fullmatch(text):
         raise ConfigError(

@@ -116,6 +116,13 @@ def test_what_is_no_host_is_refused_in_a_line_and_nothing_is_made(tmp_path, host
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1"])
+def test_an_address_that_no_node_can_reach_is_refused(tmp_path, host):
+    line = error_line(invoke("deploy", "init", tmp_path / "f", "--nodes", 1, "--host", host))
+    assert f"host '{host}' is no machine's address" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_there_is_never_written_into(tmp_path):
     (tmp_path / "f").mkdir()
     for command in (("deploy", "init", "--nodes", 1, "--host", "a.org"), ("init-app",)):
