@@ -158,6 +158,8 @@ def headlines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("client memory", in_units(summary["peak_client_memory_bytes"])),
         ("wall time", duration(summary["wall_seconds"])),
     ]
+    if (epsilon := summary.get("epsilon")) is not None:
+        found.append(("privacy", f"epsilon {epsilon:.3g} at delta {summary['delta']:g}"))
     if summary.get("simulated_seconds") is not None:
         found.append(("simulated time", duration(summary["simulated_seconds"])))
         found.append(("energy", in_units(summary["energy_joules"], JOULES)))

@@ -247,6 +247,15 @@ def test_by_default_the_demo_and_a_table_for_people(tmp_path, monkeypatch):
     assert repeated == "fedsparse run --preset demo " + " ".join(sets) + " --engine inline"
 
 
+def test_the_table_for_people_says_what_privacy_was_promised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ("run.rounds=1", "fleet.clients=2", "data.samples=200", "strategy.epsilon=2.5")
+    sets = [word for size in sizes for word in ("--set", size)]
+    result = invoke("run", "--preset", "ldp-regression", *sets, "--no-report", "--engine", "inline")
+    assert result.exit_code == 0, result.output
+    assert "epsilon 2.5 at delta 1e-05" in result.stdout
+
+
 @pytest.mark.parametrize("strategy", ["fedtiny", "flwr.serverapp.strategy:FedAvg"])
 def test_quiet_says_nothing(tmp_path, caplog, monkeypatch, strategy):
     monkeypatch.setattr(FLOWER_LOGGER, "handlers", [caplog.handler])
