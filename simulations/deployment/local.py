@@ -19,7 +19,7 @@ from typing import Any
 import tomli_w
 
 from fedsparse.config import Config
-from fedsparse.errors import ConfigError, FedSparseError, GridError, one_line
+from fedsparse.errors import ConfigError, FedSparseError, GridError, RunFolderError, one_line
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress, Silent
 from simulations.deployment import app, certificates
@@ -182,8 +182,10 @@ def settled(config: Config, nodes: int, out: Path) -> Config:
     """Return the configuration with a client for each node and nothing left to be chosen.
 
     Raises ConfigError for what a run over real nodes cannot do, RunFolderError for a folder
-    that holds another run.
+    that holds another run, or one that is finished.
     """
+    if (out / "summary.json").exists():
+        raise RunFolderError(f"the run in '{out}' is finished; choose another folder with --out")
     config = config.model_copy(update={"fleet": config.fleet.model_copy(update={"clients": nodes})})
     check_real(config)
     task = Task.of(server_app.settled_before(out, config))

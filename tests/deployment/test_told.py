@@ -9,6 +9,7 @@ from clients import kept_state, promise
 from fedsparse import messages
 from fedsparse.data import node
 from fedsparse.errors import ConfigError
+from simulations.deployment import local
 from simulations.deployment.told import KNOWN, check_told
 from tests.command_line import error_line, invoke
 
@@ -61,6 +62,13 @@ def test_a_mistake_ends_the_command_and_a_node_before_they_start(tmp_path):
     assert node_done.stderr.strip() == (
         "fedsparse: error: --node-config: unknown key 'data-pth'; did you mean 'data-path'?"
     )
+
+
+def test_a_finished_run_is_told_before_any_node_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "started", None)
+    (tmp_path / "summary.json").write_text("{}")
+    line = error_line(invoke("deploy", "local", "--nodes", 1, "--out", tmp_path))
+    assert "is finished; choose another folder with --out" in line
 
 
 def test_the_partition_is_the_commands_own(tmp_path):
