@@ -3,8 +3,10 @@
 The summary at the end is the one thing that goes to stdout, for it is the result.
 """
 
+import json
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ def figures(row: dict[str, Any]) -> str:
 def show_summary(summary: dict[str, Any], folder: Path, page: Path | None) -> None:
     """Print the headline figures and what to do next, on stdout."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in headlines(summary):
+    for name, value in headlines(summary, regression=_regression(folder)):
         table.add_row(name, value)
     Console(highlight=False, markup=False).print(table)
     place = shlex.quote(str(folder))
@@ -144,12 +146,23 @@ def show_summary(summary: dict[str, Any], folder: Path, page: Path | None) -> No
         click.echo(f"report it   fedsparse report {place}")
 
 
-def headlines(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what a reader wants to know first, in the units that people read."""
+def _regression(folder: Path) -> bool:
+    """Tell whether a run's targets are numbers, which count as one class."""
+    with suppress(OSError, ValueError):
+        told = json.loads((folder / "partition.json").read_text())
+        return isinstance(told, dict) and told.get("classes") == 1
+    return False
+
+
+def headlines(summary: dict[str, Any], *, regression: bool = False) -> list[tuple[str, str]]:
+    """Return what a reader wants to know first, in the units that people read.
+
+    What a summary calls accuracy is R² in a `regression`.
+    """
     found = [
         ("strategy", f"{summary['strategy']} on {summary['dataset']} with {summary['model']}"),
         ("rounds", f"{summary['rounds']} over {summary['clients']} clients"),
-        ("accuracy", percent(summary["accuracy"])),
+        ("R²" if regression else "accuracy", percent(summary["accuracy"])),
         *_personal(summary),
         ("density", f"{summary['density']:.4g}"),
         ("sent up", in_units(summary["bytes_up"])),

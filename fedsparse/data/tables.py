@@ -48,7 +48,7 @@ def _table(path: Path, lines: Iterator[list[str]], label: str | None, separator:
                 raise DataError(
                     f"'{path}' has one column; it needs numbers and a label, parted by {separator}"
                 )
-            named = label is not None or not any(_number(cell) is not None for cell in line[:-1])
+            named = label is not None or _are_names(line)
             names = [cell.strip() for cell in line] if named else []
             place = _place(names, label, f"'{path}'") if named else width - 1
             if named:
@@ -73,6 +73,13 @@ def _table(path: Path, lines: Iterator[list[str]], label: str | None, separator:
     with np.errstate(over="ignore"):
         x = np.frombuffer(cells, np.float64).reshape(len(labels), width - 1).astype(np.float32)
     return x, np.array(labels, object)
+
+
+def _are_names(line: Sequence[str]) -> bool:
+    """Tell whether a first line names columns: by no number, or by their own numbers, as pandas."""
+    columns = [cell.strip() for cell in line[:-1]]
+    counted = columns == [str(place) for place in range(len(columns))]
+    return counted or not any(_number(cell) is not None for cell in columns)
 
 
 def _number(text: str) -> float | None:

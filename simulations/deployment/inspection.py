@@ -37,7 +37,17 @@ def inspect(folder: Path, now: datetime | None = None) -> list[Finding]:
         _private(folder, "authority/ca.key"),
         _private(folder, "superlink/server.key"),
         *(found for name in kit.nodes for found in _node(folder, name)),
+        *_partitions(kit),
     ]
+
+
+def _partitions(kit: Kit) -> Iterator[Finding]:
+    """Tell which partitions no node holds: a run would wait for them in vain."""
+    held = set(kit.nodes.values())
+    if missing := sorted(set(range(kit.partitions)) - held):
+        named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        said = f"no node holds partition {named}; add one, `fedsparse deploy node --partition`"
+        yield Finding("nodes", False, said)
 
 
 def _term(what: str, certificate: "Certificate", now: datetime, remedy: str) -> Finding:

@@ -159,6 +159,13 @@ def test_a_label_s_column_can_be_named(tmp_path):
     assert y.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("names", ["0,1,label", "0,1,2", "a,b,2"])
+def test_a_line_of_names_may_count_the_columns(tmp_path, names):
+    (tmp_path / "own.csv").write_text(f"{names}\n0.5,2,1\n")
+    (x, y), _ = node_files.read(tmp_path / "own.csv", Wanted((2,), 1))
+    assert (x.tolist(), y.tolist()) == ([[0.5, 2.0]], [1.0])
+
+
 def test_names_of_classes_are_numbered_alike_wherever_some_lack(tmp_path):
     """Numbered by what one node holds, its dogs would be another's cats."""
     (tmp_path / "own.tsv").write_text("0.5\tdog\n2\tcow\n3\tdog\n")

@@ -276,3 +276,10 @@ def test_an_authority_without_its_key_is_told(tmp_path):
     certificates.write_server(tmp_path, certificates.make_authority())
     with pytest.raises(ConfigError, match="signing key"):
         certificates.read_authority(tmp_path)
+
+
+def test_a_partition_that_no_node_holds_is_named(fleet):
+    kit.add_node(fleet, "far", 4)
+    assert ill(fleet) == [
+        "nodes: no node holds partition 2, 3; add one, `fedsparse deploy node --partition`"
+    ]
