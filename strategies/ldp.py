@@ -97,14 +97,22 @@ class LocallyPrivate(SparseStrategy):
         self.groups = groups(task)
 
     def prepare(self, grid: Any) -> None:
-        """Start from no coefficients at all, and no intercept."""
+        """Start from no coefficients at all, and no intercept.
+
+        Raises ConfigError where no client of a round has data that fit.
+        """
+        groups(self.task)
         self.state = {
             name: np.zeros(shape, np.float32) for name, shape in self.schema.shapes.items()
         }
 
     def choose(self, grid: Grid, round_number: int, plan: Plan) -> dict[int, Seat]:
-        """Return the round's group of clients: each is in one round of the run."""
-        return dict.fromkeys(self.groups[round_number - 1], FULL)
+        """Return the round's group of clients: each is in one round of the run.
+
+        Groups are dealt before it is known whose data do not fit.
+        """
+        absent = self.task.left_out
+        return {client: FULL for client in self.groups[round_number - 1] if client not in absent}
 
     def mask_of(self, client: int) -> Mask | None:
         """Return no mask: clients tell of every coefficient."""

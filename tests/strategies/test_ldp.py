@@ -13,12 +13,15 @@ from fedsparse.data.synthetic import true_coefficients
 from fedsparse.errors import ConfigError, DataError
 from fedsparse.privacy import regression
 from fedsparse.runs import RunFolder
+from fedsparse.runs.progress import Silent
 from simulations import experiment, presets
 from simulations.experiment import resume_experiment
 from simulations.grid import CohortGrid, InlineExecutor
 from simulations.report import write_report
 from strategies import foreign
+from strategies.execute import execute
 from strategies.task import Task
+from tests.node_grid import NodeGrid
 from tests.strategies.stage import play, reply, stage
 from tests.tiny_runs import model_bytes, rows, run, run_and_interrupt, tiny
 
@@ -322,3 +325,33 @@ def test_nldp_takes_no_density_and_more_true_than_features_are_refused():
         foreign.make(Task.of(tiny(*setting("nldp", "strategy.density=0.5"))))
     with pytest.raises(DataError, match=r"data\.nonzero = 11 is more than data\.features = 10"):
         Task.of(tiny(*setting("nldp", "data.nonzero=11")))
+
+
+# -- nodes with data of their own -------------------------------------------------------
+
+
+def on_nodes(out, clients, rounds):
+    """Run over nodes of which the first has data that do not fit, and return whom it asked."""
+    told = []
+    for client in range(clients):
+        x = np.full((5, 10 if client else 7), 0.5, np.float32)
+        np.savez(out / f"{client}.npz", x=x, y=np.linspace(-1, 1, 5, dtype=np.float32))
+        told.append({"data-path": str(out / f"{client}.npz"), "cache-path": str(out / "kept")})
+    changes = (f"fleet.clients={clients}", "fleet.min_replies=0.5", "data.name=nodes")
+    config = tiny(
+        *setting("ldp-iht", *changes, "data.classes=1", 'data.shape="10"', f"run.rounds={rounds}")
+    )
+    task, grid = Task.of(config), NodeGrid(told)
+    folder = RunFolder.create(out / "run", task.config, command="test")
+    with folder.lock():
+        execute(task, foreign.make(task), grid, folder, Silent())
+    return sorted(client for kind, client in grid.asked if kind == messages.TRAIN)
+
+
+def test_a_node_whose_data_do_not_fit_is_in_nobody_s_group(tmp_path):
+    assert on_nodes(tmp_path, clients=4, rounds=2) == [1, 2, 3]
+
+
+def test_a_round_whose_only_node_does_not_fit_is_told_before_the_first(tmp_path):
+    with pytest.raises(ConfigError, match=r"2 clients take part, and each.*lower run\.rounds"):
+        on_nodes(tmp_path, clients=3, rounds=3)
