@@ -24,6 +24,9 @@ For unit x, z at an angle of cosine c, and targets of 1 and -1, the squared dist
 GRADIENT_SENSITIVITY = 2.0
 """Largest distance of two vectors of length 1 at most."""
 
+SHORTEST = 1e-300
+"""Length to which a gradient is clipped at least: nothing is divided by a bound of 0."""
+
 CHUNK = 65536
 """Samples that are worked on at once."""
 
@@ -92,15 +95,19 @@ def gradients(
 ) -> Floats:
     """Return the sum over samples of x (x'theta - y), each clipped to length C, over C: (d,).
 
-    Two samples' summands differ by `GRADIENT_SENSITIVITY` at most, whatever theta is.
+    Two samples' summands differ by `GRADIENT_SENSITIVITY` at most, whatever theta and C are: where
+    these make no number of a sample, it says nothing, as no noise would hide that.
     """
     total = np.zeros(x.shape[1])
+    least = max(clip, SHORTEST)
     for begin in range(0, len(x), CHUNK):
         part = slice(begin, begin + CHUNK)
         own = x[part].astype(np.float64)
-        miss = own @ theta - y[part].astype(np.float64)
-        lengths = np.linalg.norm(own, axis=1) * np.abs(miss)
-        total += own.T @ (miss / np.maximum(lengths, clip))
+        with np.errstate(over="ignore", invalid="ignore"):
+            miss = own @ theta - y[part].astype(np.float64)
+            lengths = np.linalg.norm(own, axis=1) * np.abs(miss)
+            share = miss / np.maximum(lengths, least)
+        total += own.T @ np.where(np.isfinite(share), share, 0.0)
     return total
 
 

@@ -148,3 +148,23 @@ def test_hard_thresholds_and_balls():
     assert hard_threshold(theta, 3).tolist() == [1, -3, 3, 0]
     np.testing.assert_allclose(project(np.array([3.0, 4.0]), 1.0), [0.6, 0.8])
     np.testing.assert_allclose(project(np.array([0.3, 0.4]), 1.0), [0.3, 0.4])
+
+
+HOSTILE = {
+    "a bound that is 0": (np.zeros(3), 0.0),
+    "a bound that underflows": (np.zeros(3), regression.clip_of(20.0, 1e-200, 3)),
+    "a model beyond all numbers": (np.full(3, 1.7e308), 1.0),
+    "a model that is none": (np.full(3, np.nan), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_model_and_no_bound_makes_a_sample_say_more_than_its_noise_covers(name):
+    """What is no number under such a one would tell of a sample whatever is added to it."""
+    theta, clip = HOSTILE[name]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 3))
+    y = np.array([0.0, 1.0, 0.5, 0.0, 2.0, -1.0])
+    for row in range(6):
+        found = regression.gradients(x[row : row + 1], y[row : row + 1], theta, clip)
+        assert np.linalg.norm(found) <= 1 + 1e-12
