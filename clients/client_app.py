@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
-from clients import hostile, memory, secure, selection
+from clients import hostile, memory, promise, secure, selection
 from clients.job import Job, Received, client_id, read_job, receive, reply_arrays
 from clients.kept_state import keeping
 from clients.program import Visit, program_of
@@ -56,7 +56,7 @@ def _asked(message: Message) -> str:
     return f"'{kind}' with model.name = '{config.model.name}'"
 
 
-app = ClientApp(mods=[name_what_needs_torch, keeping])
+app = ClientApp(mods=[promise.keep_quiet, name_what_needs_torch, keeping])
 
 
 @app.query()
@@ -76,7 +76,7 @@ def identify(message: Message, context: Context) -> Message:
     if asked is not None:
         told = node.told(messages.read_config(asked)[0], context.node_config)
         if told is not None:
-            content[messages.DATA] = told
+            content[messages.DATA] = promise.told(context, told)
     return Message(content, reply_to=message)
 
 

@@ -14,6 +14,9 @@ neither and is refused, as is one that meets a file that is damaged or of anothe
 without a word would change the run's result. Where the file cannot be written, as on a full disk,
 the message fails and the old state stays.
 
+What a client told under local privacy stays in both states: it is random, and the same message
+would be answered under other noise, again and again.
+
 What is secret of a round of secure aggregation never goes to the disk, and is never put back: each
 of its steps is answered once, or a server could ask again for what it must not have as well. A node
 that restarts within such a round is lost to it.
@@ -30,6 +33,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
+from clients import memory
 from clients.job import client_id
 from fedsparse import messages, state_codec
 from fedsparse.errors import ConfigError, StateError
@@ -84,11 +88,15 @@ def keeping(message: Message, context: Context, answer: Answer) -> Message:
         if secret is not None:
             context.state[messages.SECURE] = secret
     before = plain(context.state)
-    reply = _whole(message, context, answer)
-    after = plain(context.state)
-    if after != before:
-        write(path, Kept(asked, number, before, after))
-    return reply
+
+    def kept_on_disk(message: Message, context: Context) -> Message:
+        reply = answer(message, context)
+        after = plain(context.state)
+        if after != before:
+            write(path, Kept(asked, number, before, after))
+        return reply
+
+    return _whole(message, context, kept_on_disk)
 
 
 def _whole(message: Message, context: Context, answer: Answer) -> Message:
@@ -104,13 +112,21 @@ def _whole(message: Message, context: Context, answer: Answer) -> Message:
 def _found(path: Path, kept: Kept, asked: str, number: int) -> State:
     """Return the state that a message has to meet; raises StateError where it is gone."""
     if asked == kept.asked:
-        return kept.before
+        return _answered(kept)
     if number < kept.round:
         raise StateError(
             f"'{path}' holds the state after round {kept.round}, and round {number} is asked: what "
             "this client kept then is gone; start the run anew"
         )
     return kept.after
+
+
+def _answered(kept: Kept) -> State:
+    """Return the state before the last message, with what is never taken back of that after it."""
+    after = kept.after.get("arrays", {})
+    told = {name: after[name] for name in (memory.ANSWER,) if name in after}
+    arrays = {**kept.before.get("arrays", {}), **told}
+    return {**kept.before, "arrays": arrays} if told else kept.before
 
 
 def place_of(context: Context) -> Path | None:
@@ -140,11 +156,14 @@ def named(message: Message) -> tuple[str, int]:
 
 
 def write(path: Path, kept: Kept) -> None:
-    """Replace a client's state, or leave the old one as it is and raise StateError."""
+    """Replace a client's state, or leave the old one as it is and raise StateError.
+
+    Its owner alone can read it: what a client keeps comes of its samples.
+    """
     content = encode(kept)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, content)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(path, content, mode=0o600)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             why = "the disk is full; free some space"

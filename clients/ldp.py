@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from clients.memory import ANSWER
 from clients.program import Outcome, Program, Tested, Visit
 from fedsparse import messages, wire
 from fedsparse.errors import ConfigError, DataError
@@ -21,7 +22,6 @@ from fedsparse.sparsity import State
 from fedsparse.training.price import Price, price
 from fedsparse.training.results import Trained
 
-ANSWER = "ldp"
 QUESTION = "ldp-question"
 
 
@@ -92,8 +92,8 @@ class Nldp(LocallyPrivate):
 
     def clean(self, visit: Visit) -> Floats:
         """Return the sum of bounded moments."""
-        x, y, s = *samples_of(visit), visit.settings
-        return regression.moments(x, y, s["longest"], s["largest"])
+        x, y = samples_of(visit)
+        return regression.moments(x, y, bound(visit, "longest"), bound(visit, "largest"))
 
     def outcome(self, visit: Visit, told: Floats) -> tuple[State, dict[str, ArrayRecord]]:
         """Send x y like the model, and x x' in a record."""
@@ -123,6 +123,19 @@ def asked(visit: Visit) -> bytes:
     for name, value in visit.received.state.items():
         found.update(name.encode() + value.tobytes())
     return found.digest()
+
+
+def bound(visit: Visit, key: str) -> float:
+    """Return a bound of the strategy's that is sent with each message; raises ConfigError.
+
+    By one whose square is no number, moments would tell more of samples than their noise covers.
+    """
+    value = visit.settings.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-100 <= value <= 1e6:
+        raise ConfigError(
+            f"strategy.{key} = {value!r}: must be a number from 1e-100 to 1e6; correct it"
+        )
+    return float(value)
 
 
 def samples_of(visit: Visit) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

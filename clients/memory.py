@@ -19,6 +19,9 @@ OPTIMIZER = "optimizer"
 OWN = "own"
 NAMES = "names"
 MASK = "mask"
+ANSWER = "ldp"
+"""What a client has told of its samples under local privacy: it is never taken back, or it could be
+asked again, under other noise."""
 
 
 def remember_optimizer(context: Context, slots: dict[str, State], mask: Mask | None) -> None:

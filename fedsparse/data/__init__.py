@@ -20,7 +20,16 @@ from fedsparse.data.dataset import (
 from fedsparse.data.samples import spread
 from fedsparse.errors import DataError
 
-__all__ = ["ClientData", "Dataset", "FederatedData", "Source", "load", "of", "partition_counts"]
+__all__ = [
+    "ClientData",
+    "Dataset",
+    "FederatedData",
+    "Source",
+    "check_forgotten",
+    "load",
+    "of",
+    "partition_counts",
+]
 
 MOST_COUNTED = 2_000
 """Clients whose classes `partition_counts` counts."""
@@ -44,7 +53,7 @@ def _of(
         return whole
     if attack.planters:
         backdoor.check(attack, whole.input_shape, whole.classes)
-    _check_forgotten(whole, forget)
+    check_forgotten(whole, forget)
     changed = replace(whole, forget=forget, attack=attack)
     if forget.classes:
         gone = sorted(forget.class_set)
@@ -60,8 +69,8 @@ def _of(
     return changed
 
 
-def _check_forgotten(whole: FederatedData, forget: ForgetConfig) -> None:
-    """Refuse classes that do not exist and samples that no client holds."""
+def check_forgotten(whole: FederatedData, forget: ForgetConfig) -> None:
+    """Raise DataError for classes that do not exist and samples that no client holds."""
     if forget.classes and whole.classes == 1:
         raise DataError("forget.classes: these targets are numbers, there are no classes")
     unknown = [label for label in sorted(forget.class_set) if label >= whole.classes]

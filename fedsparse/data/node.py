@@ -148,7 +148,7 @@ def _own(config: Config, client: int, whole: Dataset, test: Dataset | None) -> O
         backdoor.check(attack, tuple(whole.x.shape[1:]), whole.classes)
     none = whole.take(np.zeros(0, np.int64))
     seed = config.run.seed if config.data.seed is None else config.data.seed
-    return OwnData(
+    own = OwnData(
         *(whole, none, none, Alone(config.fleet.clients, client, len(whole))),
         0.0 if test is not None else config.data.client_test_fraction,
         seed,
@@ -156,6 +156,8 @@ def _own(config: Config, client: int, whole: Dataset, test: Dataset | None) -> O
         attack=attack,
         own_test=test,
     )
+    data.check_forgotten(own, forget)
+    return own
 
 
 def _decoded(place: Place, wanted: Wanted) -> tuple[Part, Part | None]:

@@ -37,15 +37,16 @@ def writing(folder: Path) -> Iterator[None]:
         raise RunFolderError(message) from error
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
     """Write a file so that `path` holds the old content or the new, never a part.
 
-    The content is on the disk when this returns. Raises OSError.
+    The content is on the disk when this returns, with `mode` for its permissions unless the process
+    is to decide. Raises OSError.
     """
-    write_files({path: content})
+    write_files({path: content}, mode=mode)
 
 
-def write_files(contents: Mapping[Path, bytes]) -> None:
+def write_files(contents: Mapping[Path, bytes], *, mode: int | None = None) -> None:
     """Write files of one folder, none of them before there is room for all.
 
     Each holds its old content or the new, never a part. Raises OSError.
@@ -54,6 +55,8 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
     try:
         for path, temporary in staged.items():
             with temporary.open("wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
                 file.write(contents[path])
                 file.flush()
                 os.fsync(file.fileno())

@@ -10,9 +10,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from clients import client_app, kept_state
 from clients.kept_state import Kept
 from fedsparse import messages, wire
-from fedsparse.errors import StateError
+from fedsparse.errors import ConfigError, StateError
 from fedsparse.runs import atomic
 from simulations import flower_internals as internals
+from tests.clients.test_ldp_clients import SMALL as REGRESSION
 from tests.clients.visits import strategy
 from tests.node_grid import RUN, NodeGrid, context_of
 
@@ -198,3 +199,28 @@ def test_every_record_comes_back_as_it_was():
 def test_bytes_that_both_states_hold_are_written_once():
     state = kept_state.plain(RecordDict({"a": wire.pack(bytes(10_000))}))
     assert len(kept_state.encode(Kept("key", 1, state, state))) < 11_000
+
+
+def test_what_was_told_under_local_privacy_is_never_taken_back(tmp_path):
+    """A message that is asked again meets the state before it: but not the budget before it."""
+    private = strategy("ldp-iht", "privacy.entropy=system", small=REGRESSION)
+    first = answer(private, 1, told(tmp_path))[0]
+    assert answer(private, 1, told(tmp_path))[0] == first
+    private.state = {name: value + np.float32(1) for name, value in private.state.items()}
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="answers nothing more in this run"):
+            answer(private, 1, told(tmp_path))
+
+
+def test_a_first_state_that_cannot_be_written_is_not_in_memory_either(tmp_path, ditto):
+    (tmp_path / "file").write_bytes(b"")
+    context = context_of(told(tmp_path / "file"))
+    with pytest.raises(StateError, match="cannot be written"):
+        client_app.app(asked(ditto, 1), context)
+    assert not context.state
+
+
+def test_others_on_the_machine_cannot_read_a_state(tmp_path, ditto):
+    answer(ditto, 1, told(tmp_path / "states"))
+    assert file_of(tmp_path / "states").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "states").stat().st_mode & 0o777 == 0o700

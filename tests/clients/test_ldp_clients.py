@@ -1,14 +1,19 @@
 """Devices that add noise: what they send, how often, and what a node that promises refuses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from flwr.app import Message, RecordDict
 
-from clients import promise
+from clients import client_app, promise
 from clients.ldp import LdpIht, Nldp
 from fedsparse import messages, wire
 from fedsparse.errors import ConfigError, DataError
 from fedsparse.privacy import regression
+from simulations import flower_internals as internals
 from tests.clients.visits import context, strategy, visit
+from tests.tiny_runs import tiny
 
 SMALL = (
     "data.name=synthetic-regression",
@@ -162,3 +167,92 @@ def test_the_app_holds_the_node_to_its_promise():
     server = made("nldp")
     with pytest.raises(ConfigError, match=r"0\.5 at most"):
         visit(server, held=node)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-170, float("nan"), float("inf"), "2", [2.0]])
+@pytest.mark.parametrize("key", ["longest", "largest"])
+def test_a_bound_that_bounds_nothing_is_refused(key, value):
+    """A client is sent the strategy's settings, which nobody has checked."""
+    server = made("nldp")
+    config = server.task.config
+    section = {**config.strategy, key: value}
+    server.task = dataclasses.replace(
+        server.task, config=config.model_copy(update={"strategy": section})
+    )
+    with pytest.raises(ConfigError, match=rf"strategy\.{key} = .*: must be a number from 1e-100"):
+        Nldp().train(visit(server))
+
+
+def asked(node, *assignments, kind=messages.TRAIN):
+    """Let a promising node with targets 40, 41, ... answer, and return what it says of its data."""
+    own = ("data.name=nodes", 'data.shape="30"', "data.classes=1", "privacy.entropy=system")
+    server = made("nldp")
+    sent = tiny(*SMALL, "strategy.name=nldp", *own, *assignments)
+    plan = messages.Plan() if kind == messages.IDENTIFY else server.plan(1)
+    content = RecordDict(
+        {
+            messages.ARRAYS: wire.pack(wire.encode(server.shared)),
+            messages.CONFIG: messages.write_config(sent, plan),
+        }
+    )
+    internals.become_server(1)
+    message = Message(content, 1, kind)
+    internals.number(message, "1")
+    return client_app.app(message, node).content
+
+
+@pytest.fixture
+def promising(tmp_path):
+    """A node with 20 samples, whose targets are whole numbers."""
+    node, rng = context(), np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", x=rng.normal(size=(20, 30)), y=np.arange(40.0, 60.0))
+    told = {"data-path": str(tmp_path / "own.npz"), "cache-path": str(tmp_path / "kept")}
+    node.node_config.update({promise.PROMISE_KEY: 1.0, **told})
+    return node
+
+
+def test_a_node_that_promises_tells_how_many_samples_of_which_shape(promising):
+    told = asked(promising, kind=messages.IDENTIFY)[messages.DATA]
+    assert (told["samples"], told["shape"], told["highest-label"]) == (20, "30", -1)
+    assert asked(promising)[messages.METRICS]["num-examples"] == 20
+
+
+NOSY = {
+    "the highest target": ("data.classes=100",),
+    "a target in a reason": ("data.labels=a,b",),
+    "another in another": ("data.labels=40,b",),
+    "whether all are known": (f"data.labels={','.join(map(str, range(40, 60)))}",),
+}
+
+
+@pytest.mark.parametrize("name", NOSY)
+def test_a_node_that_promises_says_the_same_of_all_data_that_do_not_fit(promising, name, caplog):
+    told = asked(promising, *NOSY[name], kind=messages.IDENTIFY)[messages.DATA]
+    assert dict(told) == {"problem": promise.UNFIT}
+    assert caplog.records, "the node's own log says more"
+    with pytest.raises(ConfigError, match=r"the run has \d+ classes: .*set data\.classes = 1"):
+        asked(promising, *NOSY[name])
+
+
+def test_what_is_wrong_with_a_file_its_node_alone_says(promising, tmp_path, caplog):
+    (tmp_path / "own.csv").write_text("1,2,secret\n")
+    promising.node_config["data-path"] = str(tmp_path / "own.csv")
+    with pytest.raises(DataError) as refused:
+        asked(promising)
+    assert str(refused.value) == promise.UNFIT
+    assert "secret" in caplog.text
+
+
+def test_samples_that_are_promised_are_neither_counted_by_target_nor_stamped(promising):
+    with pytest.raises(DataError, match="its own log says more"):
+        asked(promising, "forget.classes=40")
+    with pytest.raises(ConfigError, match=r"attack\.clients = 0: this node's samples are for no"):
+        asked(promising, "attack.clients=0")
+
+
+def test_a_node_that_promises_nothing_says_what_is_wrong(promising):
+    del promising.node_config[promise.PROMISE_KEY]
+    with pytest.raises(DataError, match="its highest label is 59, the run's classes are 0 to 1"):
+        asked(promising, "data.labels=a,b")
+    with pytest.raises(DataError, match="these targets are numbers, there are no classes"):
+        asked(promising, "forget.classes=40")
