@@ -20,7 +20,7 @@ from fedsparse import messages as protocol
 from fedsparse.config import FleetConfig
 from fedsparse.data import schema
 from fedsparse.data.schema import Schema
-from fedsparse.errors import GridError, TooFewRepliesError
+from fedsparse.errors import GridError, TooFewRepliesError, one_line
 from strategies.added import AddedUp
 from strategies.replies import Reader
 from strategies.seats import Kept, KeptOf
@@ -83,13 +83,10 @@ class Directory:
         missing when not all are there in time.
         """
         known: Mapping[int, int] | None = getattr(grid, "clients_by_node", None)
-        schemas: dict[int, Schema | str] = {}
-        readers: set[int] = set()
-        client_of = (
-            known
-            if known is not None
-            else _ask(grid, clients, timeout, absent, config, schemas, readers)
-        )
+        told = Answers()
+        if known is None:
+            told = _ask(grid, clients, timeout, absent, config)
+        client_of = told.client_of if known is None else known
         node_of, missing = _inverted(client_of, clients)
         missing = [client for client in missing if client not in absent]
         if missing:
@@ -97,9 +94,9 @@ class Directory:
             raise GridError(
                 f"{clients - len(missing)} of {clients} clients are connected after "
                 f"{timeout:.0f} s, without partition-id {named}; start a node for each, "
-                "or lower fleet.clients"
+                f"or lower fleet.clients{told.example}"
             )
-        return cls(node_of, client_of, schemas, frozenset(readers))
+        return cls(node_of, client_of, told.schemas, frozenset(told.readers))
 
     @property
     def nodes(self) -> Sequence[int]:
@@ -107,6 +104,32 @@ class Directory:
         if isinstance(self.node_of, Consecutive):
             return self.node_of.numbers
         return [node for _, node in sorted(self.node_of.items())]
+
+
+@dataclass
+class Answers:
+    """What nodes say when they are asked who they are."""
+
+    client_of: dict[int, int] = field(default_factory=dict)
+    schemas: dict[int, Schema | str] = field(default_factory=dict)
+    readers: set[int] = field(default_factory=set)
+    failures: dict[int, str] = field(default_factory=dict)
+    """Why a node cannot say, such as one of another version, which knows not every key."""
+
+    def take(self, node: int, client: int, reply: Message) -> None:
+        """Note what the node of a client answers."""
+        self.client_of[node] = client
+        told = reply.content.config_records.get(messages.DATA)
+        if told is not None:
+            self.schemas[client] = schema.read(told)
+        if _told(reply, messages.READS_MODEL_KEY):
+            self.readers.add(node)
+
+    @property
+    def example(self) -> str:
+        """The reason of one of those who cannot say who they are; '' for none."""
+        left = sorted(self.failures.keys() - self.client_of.keys())
+        return f"; node {left[0]} answers: {self.failures[left[0]]}" if left else ""
 
 
 def _inverted(
@@ -128,32 +151,23 @@ def _ask(
     timeout: float,
     absent: Collection[int],
     config: ConfigRecord | None,
-    schemas: dict[int, Schema | str],
-    readers: set[int],
-) -> dict[int, int]:
-    """Return node id to partition id of every node that answers with one of this run.
-
-    What a client's node tells of its own data goes into `schemas`, and nodes that can do with a
-    description of the model into `readers`.
-    """
-    found: dict[int, int] = {}
+) -> Answers:
+    """Return what every node answers; those of other runs' clients are passed over."""
+    found = Answers()
     wanted = set(range(clients)).difference(absent)
     deadline = time.monotonic() + timeout
     while True:
-        new = [node for node in grid.get_node_ids() if node not in found]
+        new = [node for node in grid.get_node_ids() if node not in found.client_of]
         content = RecordDict() if config is None else RecordDict({messages.CONFIG: config})
         asked = [Message(content, node, messages.IDENTIFY) for node in new]
         left = max(1.0, deadline - time.monotonic())
         for reply in grid.send_and_receive(messages=asked, timeout=left) if asked else []:
-            client = _told(reply, messages.CLIENT_KEY)
+            client, node = _told(reply, messages.CLIENT_KEY), reply.metadata.src_node_id
             if client is not None and 0 <= client < clients:
-                found[reply.metadata.src_node_id] = client
-                told = reply.content.config_records.get(messages.DATA)
-                if told is not None:
-                    schemas[client] = schema.read(told)
-                if _told(reply, messages.READS_MODEL_KEY):
-                    readers.add(reply.metadata.src_node_id)
-        if wanted <= set(found.values()) or time.monotonic() > deadline:
+                found.take(node, client, reply)
+            elif reply.has_error():
+                found.failures[node] = one_line(reply.error.reason)
+        if wanted <= set(found.client_of.values()) or time.monotonic() > deadline:
             return found
         time.sleep(POLL_SECONDS)
 

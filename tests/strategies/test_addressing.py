@@ -53,6 +53,12 @@ def test_clients_are_named_by_what_their_nodes_answer():
     assert directory.client_of == {100: 2, 101: 0, 102: 1}
 
 
+def test_a_node_that_cannot_say_who_it_is_says_why():
+    """Such as one of another version, which refuses a key of the run's configuration."""
+    with pytest.raises(GridError, match=r"partition-id 1; start .*; node 101 answers: not ready$"):
+        Directory.of(Answering(0, None), 2, 0.0)
+
+
 def test_who_reads_a_description_of_the_model_is_sent_one_which_is_counted():
     light = RecordDict({"metrics": MetricRecord({"partition-id": 1, "reads-model": 1})})
     nodes = Answering(0, light, 2)
