@@ -34,19 +34,20 @@ def mapped(
     decode: Callable[[], NDArray[Any]],
     *,
     purpose: str = "",
+    way: str = "",
     kept: Path | None = None,
     least: int | None = None,
 ) -> NDArray[Any]:
     """Return what `decode` makes of the file or folder at `path`, mapped from the cache if large.
 
-    What one source is decoded to for several purposes is kept apart. It lies in the folder `kept`,
-    by default in the user's cache, from `least` decoded bytes on. What is written into the array
-    stays in this process. A cache that cannot be read or written is none: the source is then
-    decoded. Raises what `decode` raises.
+    What one source is decoded to for several purposes is kept apart; of the ways to decode it for
+    one purpose, the last alone. It lies in the folder `kept`, by default in the user's cache, from
+    `least` decoded bytes on. What is written into the array stays in this process. A cache that
+    cannot be read or written is none: the source is then decoded. Raises what `decode` raises.
     """
     least = LEAST_BYTES if least is None else least
     try:
-        place = _place(path, purpose, kept)
+        place = _place(path, purpose, way, kept)
     except (OSError, RuntimeError) as error:  # the second where nobody has a home
         _log.debug("'%s': not kept decoded: %s", path, error)
         return decode()
@@ -57,7 +58,7 @@ def mapped(
     if array.nbytes < least:
         return array
     try:
-        if _place(path, purpose, kept) != place:
+        if _place(path, purpose, way, kept) != place:
             return array  # the source was replaced meanwhile
         _write(place, array)
     except OSError as error:
@@ -88,12 +89,12 @@ def _state(path: Path) -> str:
     return f"{FORMAT} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
-def _place(path: Path, purpose: str, kept: Path | None) -> Path:
+def _place(path: Path, purpose: str, way: str, kept: Path | None) -> Path:
     """Return the file for a source; its name begins with the source's place, then its state."""
     whole = f"{path.resolve()}\0{purpose}" if purpose else str(path.resolve())
     place, version = (
         hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        for text in (whole, state_of(path))
+        for text in (whole, f"{state_of(path)}\0{way}" if way else state_of(path))
     )
     return (kept or folder()) / f"{place}-{version}.npy"
 

@@ -191,7 +191,8 @@ def _mapped(place: Path, state: str, wanted: Wanted, kept: str | None) -> tuple[
     x, y, test_x, test_y = (
         decoded.mapped(
             *(place, lambda part=part: parsed()[part]),
-            purpose=f"{part} {wanted}",
+            purpose=f"node {part}",
+            way=str(wanted),  # the server's wish: each kept for itself would fill the disk
             kept=folder,
             least=0,  # whatever one part has, the others must not be parsed for
         )

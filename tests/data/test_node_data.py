@@ -317,6 +317,14 @@ def test_another_folder_can_keep_them_and_changed_files_are_read_anew(tmp_path, 
     assert len(list((tmp_path / "kept").iterdir())) == 4
 
 
+def test_a_server_that_wants_something_else_each_time_fills_no_disk(tmp_path, cache):
+    path = write_csv(tmp_path, digits())
+    for classes in (10, 11, 12):
+        wanted = ("data.name=nodes", "data.shape=1x8x8", f"data.classes={classes}")
+        assert own({"data-path": str(path)}, *wanted).classes == classes
+    assert len(list(cache.iterdir())) == 4
+
+
 def test_a_damaged_cache_is_made_again(tmp_path, cache):
     path = write_csv(tmp_path, digits())
     own({"data-path": str(path)})
