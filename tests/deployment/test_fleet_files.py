@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import ssl
 import subprocess
@@ -58,6 +59,18 @@ def test_each_node_is_told_the_server_and_its_partition(made):
     told = (made / "nodes/node-1/node.env").read_text()
     assert "SUPERLINK=fl.example.org:8000\n" in told
     assert "NODE_CONFIG='partition-id=1 num-partitions=2'\n" in told
+
+
+def test_a_node_keeps_decoded_samples_where_it_keeps_its_state(made, tmp_path):
+    """Its user has no home: without a place for them each message would parse all data anew."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$XDG_CACHE_HOME"\n')
+    python.chmod(0o755)
+    told = {"PATH": os.environ["PATH"], "PYTHON": str(python), "STATE": str(tmp_path / "state")}
+    done = subprocess.run(
+        ["sh", made / "nodes/node-0/start.sh"], env=told, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{tmp_path}/state/cache\n"
 
 
 def test_a_strict_reader_accepts_the_servers_certificate(made):

@@ -6,7 +6,7 @@ test -n "$${NODE_CONFIG:-}" || { set -a; . "$$here/node.env"; set +a; }
 STATE=$${STATE:-$$here/state}
 mkdir -p "$$STATE"
 cd "$$STATE"
-export FLWR_HOME="$$STATE/flower"
+export FLWR_HOME="$$STATE/flower" XDG_CACHE_HOME="$${XDG_CACHE_HOME:-$$STATE/cache}"
 exec "$${PYTHON:-python3}" -m simulations.deployment.node \
     --superlink "$$SUPERLINK" --root-certificates "$$here/ca.crt" \
     --auth-supernode-private-key "$${CREDENTIALS_DIRECTORY:-$$here}/node.key" \
