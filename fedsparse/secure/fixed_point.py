@@ -82,7 +82,7 @@ class FixedPoint:
         n = told.samples
         if not 1 <= n <= self.most_samples:
             raise SecureAggregationError(
-                f"{n} samples, and secure.max_examples = {self.most_samples}; raise it"
+                f"no samples, or more than secure.max_examples = {self.most_samples}; raise it"
             )
         if not (np.isfinite(values).all() and math.isfinite(told.loss + told.accuracy)):
             raise TrainingError("the trained model holds NaN or infinity; lower client.lr")
