@@ -24,7 +24,6 @@ from fedsparse.wire import Schema
 if TYPE_CHECKING:
     from torch import nn
 
-VERSION = 1
 MOST_BYTES, MOST_TEXT = 2**16, 2**20
 """Of a description as it travels, and unpacked."""
 MOST_ENTRIES = 2**31 - 1
