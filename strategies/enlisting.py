@@ -13,6 +13,7 @@ from fedsparse.data.schema import Schema, shape_text
 from fedsparse.errors import ConfigError, GridError
 from fedsparse.runs.tables import Row
 from strategies.addressing import least_replies
+from strategies.secure import LEAST_CLIENTS
 from strategies.task import Task
 
 Told = Mapping[int, Schema | str]
@@ -25,7 +26,7 @@ KIND = "data"
 def check(task: Task, told: Told, note: Callable[[str], None]) -> dict[int, str]:
     """Leave out the clients whose data do not fit, say why, and return the reasons by client.
 
-    Raises GridError where fewer are left than `fleet.min_replies` asks for.
+    Raises GridError where fewer are left than `fleet.min_replies` asks for, or than a secure sum.
     """
     fleet = task.config.fleet
     refused = {c: wrong for c, one in sorted(told.items()) if (wrong := misfit(task, one))}
@@ -40,6 +41,11 @@ def check(task: Task, told: Told, note: Callable[[str], None]) -> dict[int, str]
             f"fleet.min_replies = {fleet.min_replies:g} asks for {needed}; "
             f"the node of client {client}: {reason}"
         )
+    if refused and task.config.secure.aggregation and len(left) < LEAST_CLIENTS:
+        raise GridError(
+            f"secure.aggregation = true: {len(left)} clients have data that fit, and each could "
+            f"tell the other's model from the sum; mend others, {LEAST_CLIENTS} are needed"
+        )
     task.left_out.update(refused)
     return refused
 
@@ -49,7 +55,15 @@ def misfit(task: Task, told: Schema | str) -> str | None:
     if isinstance(told, str):
         return told
     tokens = task.data.train.x.dtype.kind == "i"
-    return told.misfit(task.data.input_shape, task.data.classes, tokens)
+    wrong = told.misfit(task.data.input_shape, task.data.classes, tokens)
+    secure = task.config.secure
+    trained = told.samples - round(task.config.data.client_test_fraction * told.samples)
+    if wrong is None and secure.aggregation and trained > secure.max_examples:
+        return (
+            f"it trains on {trained} samples or more, and secure.max_examples = "
+            f"{secure.max_examples}; raise it, and secure.bits where sums become too coarse"
+        )
+    return wrong
 
 
 def check_testable(task: Task) -> None:

@@ -176,3 +176,33 @@ def test_what_a_broken_node_tells_ends_no_run(tmp_path, nodes, monkeypatch):
         "the node of client 2 is left out: it tells impossible numbers of its data; "
         "install the same fedsparse there"
     ]
+
+
+SUMMED = (
+    *("strategy.name=fedavg", "strategy.pretrain_epochs=0", "secure.aggregation=true"),
+    *("fleet.min_replies=0.5", "run.rounds=1"),
+)
+
+
+def with_more(node, folder, samples):
+    """Tell a node of another file, of so many samples."""
+    np.savez(folder / "more.npz", x=np.zeros((samples, 64), np.float32), y=np.zeros(samples, int))
+    return {**node, "data-path": str(folder / "more.npz")}
+
+
+def test_a_node_with_more_samples_than_a_sum_takes_is_left_out_before_it(tmp_path, nodes):
+    more = with_more(nodes[0], tmp_path, 1_300)
+    changes = ("fleet.clients=4", "secure.max_examples=1000")
+    grid = NodeGrid([*nodes, more])
+    _, notes = play(tmp_path / "run", tiny(*QUICK, *SUMMED, *changes), grid)
+    assert notes == [
+        "the node of client 3 is left out: it trains on 1040 samples or more, and "
+        "secure.max_examples = 1000; raise it, and secure.bits where sums become too coarse"
+    ]
+    assert rows(tmp_path / "run")[-1]["secure_summed"] == 3
+
+
+def test_a_sum_of_two_nodes_that_are_left_is_refused_before_the_first_round(tmp_path, nodes):
+    nodes[2] = with_more(nodes[2], tmp_path, 0)
+    with pytest.raises(GridError, match=r"2 clients have data that fit, and each.*3 are needed"):
+        play(tmp_path / "run", tiny(*QUICK, *SUMMED), NodeGrid(nodes))
