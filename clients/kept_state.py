@@ -40,7 +40,7 @@ from fedsparse.errors import ConfigError, StateError
 from fedsparse.runs.atomic import write_file
 from fedsparse.state_codec import State
 
-PATH = "state-path"
+PATH = messages.STATE_PATH_KEY
 MAGIC = b"fedsparse state 1\n"
 DIGEST_BYTES = 32
 MOST_RUNS = 8
@@ -52,10 +52,7 @@ UNREADABLE = (
 )
 """What comes of JSON and records that are other than they should be."""
 
-PASSED = (
-    messages.IDENTIFY,
-    *(messages.SECURE_KEYS, messages.SECURE_SHARES, messages.SECURE_UNMASK),
-)
+PASSED = (messages.IDENTIFY, *messages.MASKING)
 """Kinds of messages that change nothing of what is kept here."""
 
 Answer = Callable[[Message, Context], Message]

@@ -35,6 +35,12 @@ def hold(context: Context, kind: str, config: Config, plan: Plan) -> None:
     if not promises(context):
         return
     most, most_delta = _bound(context, PROMISE_KEY, 1.0), _bound(context, DELTA_KEY, 1e-5)
+    if messages.STATE_PATH_KEY not in context.node_config:
+        raise ConfigError(
+            f"this node promises its samples '{PROMISE_KEY}' = {most:g}, and would forget what it "
+            f"has told when it restarts; start it with --node-config '{messages.STATE_PATH_KEY}="
+            '"FOLDER"\', too'
+        )
     if kind != messages.TRAIN or plan.program not in LOCAL:
         raise ConfigError(
             f"this node promises its samples '{PROMISE_KEY}' = {most:g} and takes part in training "

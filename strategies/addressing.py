@@ -370,7 +370,8 @@ class MeteredGrid(Wrapped):
         found = []
         for message in sent:
             whole = message.content
-            if message.metadata.dst_node_id in self.directory.readers:
+            kind, node = message.metadata.message_type, message.metadata.dst_node_id
+            if node in self.directory.readers and kind not in protocol.MASKING:
                 both = whole, RecordDict({**whole, protocol.MODEL: self.described})
                 message.content = made.setdefault(id(whole), both)[1]
             found.append(message)

@@ -70,7 +70,7 @@ def execute(
         metered = partial(SecureGrid, config=config)
     counted = metered(grid, directory)
     counted.absent = task.absent
-    if directory.readers and task.described is not None:
+    if directory.readers and getattr(grid, "may_lack_torch", False) and task.described is not None:
         counted.described = wire.pack(task.described)
     if not isinstance(strategy, SparseStrategy):
         counted.least_nodes = foreign.least_nodes(strategy)

@@ -28,6 +28,9 @@ REFUSED = Error(0, "the SuperLink refused the message: too long, or an unknown n
 class PromptGrid(Wrapped):
     """A deployment's grid that looks for replies soon, and knows of nodes that come and go."""
 
+    may_lack_torch = True
+    """Whether there may be nodes that need a description of the model in the place of torch."""
+
     def __init__(
         self, inner: Grid, *, least: float = 0.0, gone_seconds: float = GONE_SECONDS
     ) -> None:

@@ -407,8 +407,15 @@ class RoundLoop:
     def check_restored(self, number: int, restored: bool) -> None:
         """Refuse to go on where clients have lost what they kept, as Flower's engine lets them."""
         strategy = self.strategy
+        gives_back = hasattr(self.grid.inner, "restore_states")
+        own_noise = self.config.privacy.entropy == "system"
+        if isinstance(strategy, LocallyPrivate) and own_noise and not gives_back:
+            raise RunFolderError(
+                f"clients of '{self.config.strategy['name']}' answer once, and would answer this "
+                "run again under other noise; start again with another --out"
+            )
         keeps = isinstance(strategy, SparseStrategy) and strategy.clients_keep
-        if keeps and number and not restored and not hasattr(self.grid.inner, "restore_states"):
+        if keeps and number and not restored and not gives_back:
             raise RunFolderError(
                 f"clients of '{self.config.strategy['name']}' have models of their own, which this "
                 "engine does not give back; start again with another --out, or on inline or ray"

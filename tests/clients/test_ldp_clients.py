@@ -128,7 +128,7 @@ def test_classes_are_no_targets():
 def refused(most, *assignments, name="nldp", kind=messages.TRAIN):
     server = made(name, *assignments)
     node = context()
-    node.node_config[promise.PROMISE_KEY] = most
+    node.node_config.update({promise.PROMISE_KEY: most, messages.STATE_PATH_KEY: "states"})
     promise.hold(node, kind, server.task.config, server.plan(1))
 
 
@@ -161,9 +161,16 @@ def test_a_node_that_promises_refuses_what_would_break_it(most, assignments, mor
         refused(most, *assignments, **more)
 
 
+def test_a_node_that_promises_must_remember_what_it_told():
+    server, node = made("nldp", "privacy.entropy=system"), context()
+    node.node_config[promise.PROMISE_KEY] = 1.0
+    with pytest.raises(ConfigError, match=r"forget what it has told when it restarts; start it"):
+        promise.hold(node, messages.TRAIN, server.task.config, server.plan(1))
+
+
 def test_the_app_holds_the_node_to_its_promise():
     node = context()
-    node.node_config[promise.PROMISE_KEY] = 0.5
+    node.node_config.update({promise.PROMISE_KEY: 0.5, messages.STATE_PATH_KEY: "states"})
     server = made("nldp")
     with pytest.raises(ConfigError, match=r"0\.5 at most"):
         visit(server, held=node)
@@ -207,6 +214,7 @@ def promising(tmp_path):
     node, rng = context(), np.random.default_rng(0)
     np.savez(tmp_path / "own.npz", x=rng.normal(size=(20, 30)), y=np.arange(40.0, 60.0))
     told = {"data-path": str(tmp_path / "own.npz"), "cache-path": str(tmp_path / "kept")}
+    told[messages.STATE_PATH_KEY] = str(tmp_path / "states")
     node.node_config.update({promise.PROMISE_KEY: 1.0, **told})
     return node
 

@@ -6,11 +6,12 @@ import subprocess
 
 import pytest
 from test_comparison import finish, plan_of
-from test_report_in_browser import OUTER, PROBE, THEMES, WIDTHS, browser
+from test_report_in_browser import OUTER, PROBE, WIDTHS, browser
 
 from simulations import comparison
 from simulations.comparison_page import write_page
 
+THEMES = ("light", "dark")
 CURVES = PROBE.replace("#accuracy", "#curve-bytes")
 
 

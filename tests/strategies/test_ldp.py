@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from fedsparse import config, messages, wire
 from fedsparse.data.synthetic import true_coefficients
-from fedsparse.errors import ConfigError, DataError
+from fedsparse.errors import ConfigError, DataError, RunFolderError
 from fedsparse.privacy import regression
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Silent
@@ -194,6 +194,16 @@ class Shuffled(InlineExecutor):
         tasks = list(tasks)
         random.Random(1).shuffle(tasks)
         yield from super().run(tasks, timeout, reader)
+
+
+def test_where_clients_would_answer_again_under_other_noise_a_run_is_not_gone_on_with(
+    tmp_path, monkeypatch
+):
+    own = setting("nldp", "strategy.epsilon=16", "privacy.entropy=system")
+    run_and_interrupt(monkeypatch, tmp_path / "cut", 2, *own)
+    monkeypatch.delattr(CohortGrid, "restore_states")
+    with pytest.raises(RunFolderError, match="answer once, and would answer this run again"):
+        resume_experiment(tmp_path / "cut")
 
 
 @pytest.mark.parametrize("name", NAMES)
