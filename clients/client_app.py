@@ -47,7 +47,7 @@ def _asked(message: Message) -> str:
     for key, native in (("backend", ("auto", "native")), ("precision", ("f32",))):
         if (value := getattr(config.client, key)) not in native:
             return f"'{kind}' with client.{key} = '{value}'"
-    if messages.MODEL in message.content.array_records:
+    if messages.MODEL_KEY in record:
         return f"'{kind}'"
     try:
         library.load()

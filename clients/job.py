@@ -119,8 +119,8 @@ def read_job(message: Message, context: Context) -> Job:
         )
     federated = node.federated(config, context.node_config, client)
     key = (config.model.name, config.model.width, federated.input_shape, federated.classes)
-    told = message.content.array_records.get(messages.MODEL)
-    built = _model(*key) if told is None else _described(wire.unpack(told), key)
+    told = record.get(messages.MODEL_KEY)
+    built = _described(told, key) if isinstance(told, bytes) else _model(*key)
     built.reset_counters()
     backend = _backend(built, federated.input_shape, config.client)
     return Job(

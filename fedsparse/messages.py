@@ -44,7 +44,6 @@ ACTIVATIONS = "activations"
 TEACHER = "teacher"
 MOMENTS = "moments"
 SECURE = "secure"
-MODEL = "model"
 
 EXPERIMENT_KEY = "experiment"
 PLAN_KEY = "plan"
@@ -59,6 +58,11 @@ STATE_PATH_KEY = "state-path"
 SESSION_KEY = "session"
 THRESHOLD_KEY = "threshold"
 MEMBERS_KEY = "members"
+MODEL_KEY = "model"
+"""Of the configuration's record: a description of the model, for who reads one.
+
+As an array it would be two objects more, each of which Flower's nodes fetch by a request.
+"""
 READS_MODEL_KEY = "reads-model"
 """In the answer to `IDENTIFY`: 1 where a description of the model does in the place of torch."""
 

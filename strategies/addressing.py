@@ -289,7 +289,7 @@ class MeteredGrid(Wrapped):
         """Clients whose nodes a strategy of another maker isn't told of."""
         self.lost = False
         """Whether the last round's replies, though enough, make no sum: the next round goes on."""
-        self.described: ArrayRecord | None = None
+        self.described: bytes | None = None
         """The description of the model, for nodes that read it in the place of torch."""
 
     def read_traffic(self) -> Traffic:
@@ -372,10 +372,15 @@ class MeteredGrid(Wrapped):
             whole = message.content
             kind, node = message.metadata.message_type, message.metadata.dst_node_id
             if node in self.directory.readers and kind not in protocol.MASKING:
-                both = whole, RecordDict({**whole, protocol.MODEL: self.described})
-                message.content = made.setdefault(id(whole), both)[1]
+                message.content = made.setdefault(id(whole), (whole, self._described(whole)))[1]
             found.append(message)
         return found
+
+    def _described(self, whole: RecordDict) -> RecordDict:
+        """Return a message's content with the description in its configuration."""
+        record = whole.config_records.get(protocol.CONFIG, ConfigRecord())
+        told = ConfigRecord({**record, protocol.MODEL_KEY: self.described or b""})
+        return RecordDict({**whole, protocol.CONFIG: told})
 
     def get_node_ids(self) -> Sequence[int]:
         """Return the nodes' addresses in the order of clients, without those that are absent."""
@@ -418,10 +423,15 @@ def answers(replies: Iterable[Message], sent: Sequence[Message]) -> list[Message
 
 
 def payload_bytes(message: Message) -> int:
-    """Return the length of a message's payloads, also of what was added up since."""
+    """Return the length of a message's payloads, also of what was added up since.
+
+    A description of the model counts as one.
+    """
     if not message.has_content():
         return 0
-    return sum(
+    record = message.content.config_records.get(protocol.CONFIG)
+    described = None if record is None else record.get(protocol.MODEL_KEY)
+    return (len(described) if isinstance(described, bytes) else 0) + sum(
         record.length if isinstance(record, AddedUp) else wire.record_bytes(record)
         for record in message.content.values()
         if isinstance(record, ArrayRecord)

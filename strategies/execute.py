@@ -12,7 +12,7 @@ import numpy as np
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsparse import messages, wire
+from fedsparse import messages
 from fedsparse.config import Config, FleetConfig
 from fedsparse.errors import ConfigError
 from fedsparse.runs import RunFolder
@@ -70,8 +70,8 @@ def execute(
         metered = partial(SecureGrid, config=config)
     counted = metered(grid, directory)
     counted.absent = task.absent
-    if directory.readers and getattr(grid, "may_lack_torch", False) and task.described is not None:
-        counted.described = wire.pack(task.described)
+    if directory.readers and getattr(grid, "may_lack_torch", False):
+        counted.described = task.described
     if not isinstance(strategy, SparseStrategy):
         counted.least_nodes = foreign.least_nodes(strategy)
     loop = loop_of(task, strategy, counted, folder, progress)

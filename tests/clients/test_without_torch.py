@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedsparse import messages, wire
 from fedsparse.messages import Plan
@@ -55,7 +55,7 @@ class World:
         config = messages.write_config(self.task.config, plan)
         content = {messages.CONFIG: config, **records}
         if self.described:
-            content[messages.MODEL] = wire.pack(self.task.described)
+            config[messages.MODEL_KEY] = self.task.described
         return Message(RecordDict(content), 1, kind)
 
     def sent(self, kind, plan=None):
@@ -129,9 +129,11 @@ def test_what_needs_torch_says_so_in_one_line_and_the_next_message_is_answered(t
 def test_a_description_of_another_model_is_refused(tmp_path):
     world, other = World(), World("model.name=mlp")
     asked = world.sent(messages.TRAIN)
-    content = {**asked.content, messages.MODEL: wire.pack(other.task.described)}
-    hostile = {**asked.content, messages.MODEL: wire.pack(b"\x78\x9c nothing")}
-    sent = [Message(RecordDict(each), 1, messages.TRAIN) for each in (content, hostile)]
+    sent = []
+    for told in (other.task.described, b"\x78\x9c nothing"):
+        record = {**asked.content[messages.CONFIG], messages.MODEL_KEY: told}
+        content = {**asked.content, messages.CONFIG: ConfigRecord(record)}
+        sent.append(Message(RecordDict(content), 1, messages.TRAIN))
     (unlike, broken), _ = answers(sent, tmp_path)
     assert unlike.startswith("WireError: ")
     assert broken == "ModelError: the model's description cannot be unpacked"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fedsparse import wire
 from fedsparse.errors import GridError
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Silent
@@ -136,9 +135,7 @@ def deployed(tmp_path_factory):
 def test_the_model_and_the_rounds_are_those_of_the_simulation(deployed, tmp_path):
     run_experiment(tiny(*CHANGES), tmp_path / "inline", command="tiny")
     assert model_bytes(deployed.out) == model_bytes(tmp_path / "inline")
-    told = wire.record_bytes(
-        wire.pack(Task.of(tiny(*CHANGES)).described)
-    )  # for nodes without torch
+    told = len(Task.of(tiny(*CHANGES)).described)  # for nodes without torch
     for real, simulated in zip(rows(deployed.out), rows(tmp_path / "inline"), strict=True):
         more = real.pop("bytes_down") - simulated.pop("bytes_down")
         assert real == simulated

@@ -65,15 +65,16 @@ def test_who_reads_a_description_of_the_model_is_sent_one_which_is_counted():
     directory = Directory.of(nodes, 3, 0.0)
     assert directory.readers == {101}
     grid = MeteredGrid(nodes, directory)
-    grid.described = wire.pack(b"what it is")
+    grid.described = b"what it is"
     whole = RecordDict({"arrays": wire.pack(b"payload")})
     sent = [Message(whole, node, "train") for node in nodes.get_node_ids()]
     grid.send_and_receive(sent)
     assert [list(message.content) for message in sent] == [
         ["arrays"],
-        ["arrays", messages.MODEL],
+        ["arrays", messages.CONFIG],
         ["arrays"],
     ]
+    assert sent[1].content[messages.CONFIG] == {messages.MODEL_KEY: b"what it is"}
     assert grid.read_traffic().down == {0: 7, 1: 17, 2: 7}
     assert list(whole) == ["arrays"]
 
