@@ -280,7 +280,7 @@ SCENARIOS: dict[str, tuple[Callable[[Stage], None], tuple[str, ...]]] = {
     "slow-node": (slow_node, ("engine.timeout=15",)),
     "client-killed": (client_killed, ()),
     "short-cut": (short_cut, ()),
-    "long-cut": (long_cut, ("run.rounds=12",)),
+    "long-cut": (long_cut, ("run.rounds=40",)),
     "disk-full-server": (disk_full_server, ()),
     "disk-full-node": (disk_full_node, ("run.rounds=5",)),
     "disk-full-superlink": (disk_full_superlink, ()),
