@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients import memory
 from clients.job import client_id
@@ -240,40 +240,20 @@ def decode(content: bytes) -> Kept:
 
 # -- Flower's records ----------------------------------------------------------------------
 
-KINDS = {"arrays": ArrayRecord, "metrics": MetricRecord, "configs": ConfigRecord}
+KINDS = ("arrays", "metrics", "configs")
 
 
 def plain(state: RecordDict) -> State:
-    """Return records as nested dicts of bytes, lists and values, by kind and name.
-
-    Without the secrets of a round of secure aggregation.
-    """
-    found: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
-    for name, record in state.items():
-        if name == messages.SECURE:
-            continue
-        if isinstance(record, ArrayRecord):
-            found["arrays"][name] = {
-                key: [a.dtype, list(a.shape), a.stype, bytes(a.data)] for key, a in record.items()
-            }
-        else:
-            kind = "metrics" if isinstance(record, MetricRecord) else "configs"
-            found[kind][name] = dict(record.items())
-    return {kind: named for kind, named in found.items() if named}
+    """Return a state as `plain_state` does, without secrets of a round of secure aggregation."""
+    kept = {name: record for name, record in state.items() if name != messages.SECURE}
+    return state_codec.plain_state(RecordDict(kept))
 
 
 def records(state: Mapping[str, Any]) -> RecordDict:
     """Return the records that `plain` took apart; raises TypeError or ValueError for others."""
-    found = RecordDict()
-    for kind, named in state.items():
-        for name, entries in named.items():
-            if kind == "arrays":
-                arrays = {}
-                for key, (dtype, shape, stype, data) in entries.items():
-                    if not isinstance(data, bytes):
-                        raise TypeError("an array without bytes")
-                    arrays[key] = Array(str(dtype), tuple(map(int, shape)), str(stype), data)
-                found[name] = ArrayRecord(arrays)
-            else:
-                found[name] = KINDS[kind](dict(entries))
-    return found
+    if unknown := set(state) - set(KINDS):
+        raise ValueError(f"no kinds of records: {unknown}")
+    for entries in state.get("arrays", {}).values():
+        if not all(isinstance(entry["data"], bytes) for entry in entries.values()):
+            raise TypeError("an array without bytes")
+    return state_codec.record_state(state)

@@ -1,4 +1,4 @@
-"""A client's state as a JSON body that names its bytes by their SHA-256, and back.
+"""A client's state as nested dicts, as a JSON body that names its bytes by their SHA-256, and back.
 
 Clients that keep the same bytes name the same; clients whose states are equal have one body.
 Nothing is unpickled: a body is JSON, and all else is bytes.
@@ -6,11 +6,56 @@ Nothing is unpickled: a body is JSON, and all else is bytes.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 State = dict[str, Any]
 """One client's state in the form of `plain_state`: nested dicts of bytes, lists and values."""
+
+
+def plain_state(state: RecordDict) -> State:
+    """Return a client's state as nested dicts of bytes, lists and plain values.
+
+    {"arrays": {record: {key: {dtype, shape, stype, data}}}, "metrics": .., "configs": ..},
+    without the kinds that are empty; {} when there is no state.
+    """
+    if not state:
+        return {}
+    arrays = {
+        name: {
+            key: {"dtype": a.dtype, "shape": list(a.shape), "stype": a.stype, "data": bytes(a.data)}
+            for key, a in record.items()
+        }
+        for name, record in state.array_records.items()
+    }
+    metrics = {name: _owned(record) for name, record in state.metric_records.items()}
+    configs = {name: _owned(record) for name, record in state.config_records.items()}
+    kinds = {"arrays": arrays, "metrics": metrics, "configs": configs}
+    return {kind: records for kind, records in kinds.items() if records}
+
+
+def record_state(plain: Mapping[str, Any]) -> RecordDict:
+    """Return the RecordDict that `plain_state` flattened."""
+    state = RecordDict()
+    for name, arrays in plain.get("arrays", {}).items():
+        state[name] = ArrayRecord(
+            {
+                key: Array(a["dtype"], tuple(a["shape"]), a["stype"], a["data"])
+                for key, a in arrays.items()
+            }
+        )
+    for name, metrics in plain.get("metrics", {}).items():
+        state[name] = MetricRecord(_owned(metrics))
+    for name, config in plain.get("configs", {}).items():
+        state[name] = ConfigRecord(_owned(config))
+    return state
+
+
+def _owned(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of which a change reaches nobody else."""
+    return {key: list(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def encode(state: State) -> tuple[bytes, list[bytes]]:

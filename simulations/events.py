@@ -15,6 +15,7 @@ from flwr.app import Message, RecordDict
 from fedsparse import messages as words
 from fedsparse import seeds
 from fedsparse.messages import Plan
+from fedsparse.state_codec import plain_state, record_state
 from simulations import flower_internals as internals
 from simulations.clock import ClockedGrid
 from simulations.departures import Departure
@@ -161,7 +162,7 @@ class EventGrid(ClockedGrid):
         internals.number(asked, uuid.uuid4().hex)
         if "error" in stored:
             return internals.error_reply(asked, *stored["error"])
-        return Message(internals.record_state(stored["content"]), reply_to=asked)
+        return Message(record_state(stored["content"]), reply_to=asked)
 
 
 def _stand_in(message: Message, trip: Trip) -> Message:
@@ -174,4 +175,4 @@ def _stored(reply: Message) -> dict[str, Any]:
     """Return a reply as nested dicts of bytes, lists and plain values."""
     if reply.has_error():
         return {"error": [reply.error.code, reply.error.reason or ""]}
-    return {"content": internals.plain_state(reply.content)}
+    return {"content": plain_state(reply.content)}

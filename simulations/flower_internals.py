@@ -18,7 +18,6 @@ import numpy as np
 from flwr.app import (
     Array,
     ArrayRecord,
-    ConfigRecord,
     Context,
     Error,
     Message,
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 
 from fedsparse.errors import GridError
 from fedsparse.flower_pulls import ask_again_soon
+from fedsparse.state_codec import record_state
 
 T = TypeVar("T")
 
@@ -283,44 +283,6 @@ def load_app(path: str) -> ClientApp:
     if not isinstance(app, ClientApp):
         raise GridError(f"'{path}' is a {type(app).__name__}, not a flwr ClientApp")
     return app
-
-
-def plain_state(state: RecordDict) -> dict[str, Any]:
-    """Return a client's state as nested dicts of bytes, lists and plain values.
-
-    {"arrays": {record: {key: {dtype, shape, stype, data}}}, "metrics": .., "configs": ..},
-    without the kinds that are empty; {} when there is no state.
-    """
-    if not state:
-        return {}
-    arrays = {
-        name: {
-            key: {"dtype": a.dtype, "shape": list(a.shape), "stype": a.stype, "data": bytes(a.data)}
-            for key, a in record.items()
-        }
-        for name, record in state.array_records.items()
-    }
-    metrics = {name: dict(_own(record)) for name, record in state.metric_records.items()}
-    configs = {name: dict(_own(record)) for name, record in state.config_records.items()}
-    kinds = {"arrays": arrays, "metrics": metrics, "configs": configs}
-    return {kind: records for kind, records in kinds.items() if records}
-
-
-def record_state(plain: Mapping[str, Any]) -> RecordDict:
-    """Return the RecordDict that `plain_state` flattened."""
-    state = RecordDict()
-    for name, arrays in plain.get("arrays", {}).items():
-        state[name] = ArrayRecord(
-            {
-                key: Array(a["dtype"], tuple(a["shape"]), a["stype"], a["data"])
-                for key, a in arrays.items()
-            }
-        )
-    for name, metrics in plain.get("metrics", {}).items():
-        state[name] = _own(MetricRecord(dict(metrics)))
-    for name, config in plain.get("configs", {}).items():
-        state[name] = _own(ConfigRecord(dict(config)))
-    return state
 
 
 # What follows makes a SuperNode answer fast; `simulations/deployment` starts it.

@@ -3,10 +3,8 @@
 The summary at the end is the one thing that goes to stdout, for it is the result.
 """
 
-import json
 import shlex
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from fedsparse.runs import RunFolder
 from fedsparse.runs import progress as seam
 from simulations.units import FLOPS, JOULES, duration, in_units, percent
 
@@ -148,10 +147,8 @@ def show_summary(summary: dict[str, Any], folder: Path, page: Path | None) -> No
 
 def _regression(folder: Path) -> bool:
     """Tell whether a run's targets are numbers, which count as one class."""
-    with suppress(OSError, ValueError):
-        told = json.loads((folder / "partition.json").read_text())
-        return isinstance(told, dict) and told.get("classes") == 1
-    return False
+    classes: int = RunFolder.open(folder).read_json("partition.json")["classes"]
+    return classes == 1
 
 
 def headlines(summary: dict[str, Any], *, regression: bool = False) -> list[tuple[str, str]]:

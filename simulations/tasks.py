@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from flwr.app import Context, Message, Metadata
 from flwr.clientapp import ClientApp
 
+from fedsparse.state_codec import plain_state
 from simulations import flower_internals as internals
 from strategies.replies import Reader
 
@@ -103,7 +104,7 @@ def result_of(
     if isinstance(reply, Message):
         try:
             internals.check_reply(reply)
-            return TaskResult(part.client, reply, internals.plain_state(context.state))
+            return TaskResult(part.client, reply, plain_state(context.state))
         except Exception as error:
             reply = error
     if not isinstance(reply, BaseException):

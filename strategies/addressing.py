@@ -372,7 +372,9 @@ class MeteredGrid(Wrapped):
             whole = message.content
             kind, node = message.metadata.message_type, message.metadata.dst_node_id
             if node in self.directory.readers and kind not in protocol.MASKING:
-                message.content = made.setdefault(id(whole), (whole, self._described(whole)))[1]
+                if id(whole) not in made:
+                    made[id(whole)] = whole, self._described(whole)
+                message.content = made[id(whole)][1]
             found.append(message)
         return found
 

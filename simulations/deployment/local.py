@@ -150,8 +150,8 @@ def started(nodes: int, out: Path, told: str = "") -> Iterator[Fleet]:
     """Start a SuperLink and `nodes` nodes on loopback over TLS, each with a key of its own.
 
     `told` is more for their `--node-config`, {client} in it the client. The folder, the keys and
-    every process are gone when the context is left, also when that is
-    by Ctrl-C, SIGTERM or an error. Raises GridError for a process that doesn't start in time.
+    every process are gone when the context is left, also when that is by Ctrl-C, SIGTERM or an
+    error. Raises GridError for a process that doesn't start in time.
     """
     certificates.require_library()
     with (
@@ -211,8 +211,7 @@ def run_locally(
     """Run a configuration over `nodes` real nodes and return its summary.
 
     `told` is as in `started`. An unfinished run of a deployment in `out` goes on. Raises GridError
-    with the log's last
-    lines when the run fails; the folder can then be gone on with.
+    with the reason when the run fails; the folder can then be gone on with.
     """
     progress = progress or Silent()
     config = settled(config, nodes, out)

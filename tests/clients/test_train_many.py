@@ -9,6 +9,7 @@ from clients.cohort import train_many
 from fedsparse import messages, wire
 from fedsparse.messages import Plan
 from fedsparse.sparsity import Mask
+from fedsparse.state_codec import plain_state
 from simulations import flower_internals as internals
 from strategies.task import Task, masked
 from tests.tiny_runs import tiny
@@ -71,7 +72,7 @@ def test_replies_and_states_are_those_of_the_app():
             assert_alike(task, mask, reply.content, expected.content)
             kept = together[1][place].state.array_records
             assert set(kept) == set(context.state.array_records)
-        states = [internals.plain_state(context.state) for context in together[1]]
+        states = [plain_state(context.state) for context in together[1]]
         payload = wire.encode(model, mask=mask, mode="shared")  # the clients hold the mask
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fedsparse.state_codec import plain_state, record_state
+
 
 class NoTorch:
     """A finder that knows no torch, as an installation without it."""
@@ -34,12 +36,12 @@ def main() -> None:
     internals.become_server(1)
     held, told = RecordDict(), []
     for kind, plain in json.loads(Path(sys.argv[1]).read_text(), object_hook=_unpacked):
-        asked = Message(internals.record_state(plain), 1, kind)
+        asked = Message(record_state(plain), 1, kind)
         internals.number(asked, "message")
         node = {"partition-id": 0}
         context = Context(run_id=1, node_id=1, node_config=node, state=held, run_config={})
         try:
-            told.append(digested(internals.plain_state(app(asked, context).content)))
+            told.append(digested(plain_state(app(asked, context).content)))
         except Exception as error:
             told.append(f"{type(error).__name__}: {error}")
         held = context.state
@@ -48,9 +50,8 @@ def main() -> None:
 
 def written(messages: Iterable[Any]) -> str:
     """Return messages as text."""
-    from simulations import flower_internals as internals
 
-    plain = [(m.metadata.message_type, internals.plain_state(m.content)) for m in messages]
+    plain = [(m.metadata.message_type, plain_state(m.content)) for m in messages]
     return json.dumps(plain, default=lambda data: {"b64": base64.b64encode(data).decode()})
 
 

@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fedsparse.errors import GridError
+from fedsparse.state_codec import plain_state, record_state
 from simulations import flower_internals as internals
 from simulations.grid import CohortGrid
 from tests.simulations.worker_app import app
@@ -67,9 +68,9 @@ def test_state_is_plain_and_comes_back_as_it_was():
             "nothing": ConfigRecord({}),
         }
     )
-    plain = internals.plain_state(state)
-    assert internals.record_state(plain) == state
-    assert internals.plain_state(RecordDict()) == {}
+    plain = plain_state(state)
+    assert record_state(plain) == state
+    assert plain_state(RecordDict()) == {}
 
 
 def test_a_client_that_exits_or_returns_nothing_is_an_error_reply():

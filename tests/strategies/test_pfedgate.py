@@ -13,8 +13,8 @@ from fedsparse.errors import ConfigError
 from fedsparse.runs import RunFolder
 from fedsparse.sparsity import knapsack
 from fedsparse.sparsity.blocks import Blocks
+from fedsparse.state_codec import record_state
 from fedsparse.training.gradients import gradients
-from simulations import flower_internals as internals
 from tests.clients import visits
 from tests.device_files import fleet_file
 from tests.strategies.stage import play, stage
@@ -70,7 +70,7 @@ def test_the_gate_never_travels():
         for name in (messages.USED, messages.WISH):  # a bit a block
             assert wire.record_bytes(records[name]) == math.ceil(len(strategy.blocks) / 8)
         client = grid.directory.client_of[reply.metadata.src_node_id]
-        kept = internals.record_state(grid.inner.states()[client])
+        kept = record_state(grid.inner.states()[client])
         gate = max((bytes(array.data) for array in kept["own.gate"].values()), key=len)
         assert len(gate) > gate_size
         piece = gate[len(gate) // 2 :][:64]
