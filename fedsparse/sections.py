@@ -211,6 +211,9 @@ class RobustConfig(Section):
     weights: Literal["equal", "samples"] = Field(
         default="equal", description="how much a client counts under a rule that takes means"
     )
+    bucket_size: int = Field(
+        default=1, ge=1, description="clients whose models are averaged before a rule sees them"
+    )
     clip_norm: Finite | None = Field(
         default=None, gt=0, description="norm-clip: longest update; the round's median if unset"
     )

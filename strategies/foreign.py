@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedsparse import models, registry, wire
-from fedsparse.config import Config, StrategySettings, settings_of
+from fedsparse.config import Config, RobustConfig, StrategySettings, settings_of
 from fedsparse.errors import (
     ConfigError,
     FedSparseError,
@@ -71,8 +71,9 @@ def make(task: Task) -> Strategy:
             f"fleet.novel_clients: strategy '{section['name']}' draws from all nodes by itself; "
             "leave it out, or choose a strategy of fedsparse"
         )
-    for key in ("rule", "max_norm", "max_examples"):
-        if (value := getattr(task.config.robust, key)) not in (None, "mean"):
+    for key in ("rule", "bucket_size", "max_norm", "max_examples"):
+        value = getattr(task.config.robust, key)
+        if value != RobustConfig.model_fields[key].default:
             raise ConfigError(
                 f"robust.{key} = {value!r}: strategy '{section['name']}' judges and combines "
                 "replies by itself; leave it out, or choose a strategy of fedsparse"

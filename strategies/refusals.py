@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedsparse.config import Config
 from fedsparse.errors import ConfigError
-from strategies.robust import needed_replies
+from strategies.robust import described, needed_replies
 
 
 def check_fit(config: Config, name: str, fits: frozenset[str]) -> None:
@@ -50,6 +50,11 @@ def check_rule(config: Config, name: str, takes_rules: bool, own: str) -> None:
     """
     robust, fleet = config.robust, config.fleet
     if robust.rule == "mean":
+        if robust.bucket_size > 1:
+            raise ConfigError(
+                f"robust.bucket_size = {robust.bucket_size}: the mean of means is the mean; set "
+                "robust.rule, too, such as median, or leave it out"
+            )
         return
     if not takes_rules:
         raise ConfigError(
@@ -65,8 +70,8 @@ def check_rule(config: Config, name: str, takes_rules: bool, own: str) -> None:
     needed = needed_replies(config, asked)
     if asked < needed:
         raise ConfigError(
-            f"robust.rule = '{robust.rule}' with robust.hostile = {robust.hostile:g} needs "
-            f"{needed} clients a round, there are {asked}; lower robust.hostile, or ask more"
+            f"{described(robust)} needs {needed} clients a round, there are {asked}; lower "
+            f"robust.hostile{' or robust.bucket_size' * (robust.bucket_size > 1)}, or ask more"
         )
 
 

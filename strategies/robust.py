@@ -4,16 +4,18 @@ Each works on entries that clients keep under their masks: an entry is made from
 it, and stays as it was where nobody does. Everything is in float64 and deterministic.
 
 median, trimmed-mean: Yin et al. 2018. krum, multi-krum: Blanchard et al. 2017. norm-clip: Sun et
-al. 2019. trust: FLTrust, Cao et al. 2021. docs/robustness.md says which is for what.
+al. 2019. trust: FLTrust, Cao et al. 2021. Buckets: Karimireddy et al. 2022. docs/robustness.md says
+which is for what.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsparse.config import Config
+from fedsparse.config import Config, RobustConfig
 from fedsparse.errors import TooFewRepliesError
 from fedsparse.sparsity import State
 from strategies.replies import Before, Reply
@@ -36,10 +38,13 @@ class Robust:
         needed = needed_replies(self.task.config, asked)
         if len(replies) < needed:
             raise TooFewRepliesError(
-                f"{len(replies)} usable replies; robust.rule = '{self.settings.rule}' with "
-                f"robust.hostile = {self.settings.hostile:g} of {asked} needs {needed}"
+                f"{len(replies)} usable replies; {described(self.settings)} of {asked} needs "
+                f"{needed}"
             )
         stack = Stack.of(replies, before)
+        if self.settings.bucket_size > 1:
+            order = self.task.rng(before.round_number, "buckets").permutation(len(stack.clients))
+            stack = bucketed(stack, order, self.settings.bucket_size, self.settings.weights)
         return stack.model(
             self.entries(stack, hostile(self.settings.hostile, asked), before), before
         )
@@ -82,9 +87,42 @@ def hostile(fraction: float, asked: int) -> int:
 
 
 def needed_replies(config: Config, asked: int) -> int:
-    """Return the least replies for a rule's guarantee: n > 2 f + 2 for Krum, else n > 2 f."""
+    """Return the least replies for a rule's guarantee: n > 2 f + 2 for Krum, else n > 2 f.
+
+    n counts buckets, of which f clients spoil f at most.
+    """
     f = hostile(config.robust.hostile, asked)
-    return 2 * f + (3 if config.robust.rule in ("krum", "multi-krum") else 1)
+    buckets = 2 * f + (3 if config.robust.rule in ("krum", "multi-krum") else 1)
+    return (buckets - 1) * config.robust.bucket_size + 1
+
+
+def described(settings: RobustConfig) -> str:
+    """Return the keys that say how many replies a rule needs, as a configuration has them."""
+    rule = f"robust.rule = '{settings.rule}' with robust.hostile = {settings.hostile:g}"
+    if settings.bucket_size == 1:
+        return rule
+    return f"{rule} in buckets of robust.bucket_size = {settings.bucket_size}"
+
+
+def bucketed(stack: Stack, order: NDArray[np.int64], size: int, weights: str) -> Stack:
+    """Return the means of so many models each, dealt by `order` (Karimireddy et al. 2022, alg. 1).
+
+    Means are nearer to each other than models of unlike data are, so that a rule takes fewer honest
+    ones for hostile. An entry is made by those of a bucket that keep it. The last may be smaller.
+    """
+    groups = [np.sort(order[begin : begin + size]) for begin in range(0, len(order), size)]
+    counts = weights_of(stack, weights)
+    rows = [stack.rows(group) for group in groups]
+    has = None if stack.has is None else np.stack([stack.has[g].any(axis=0) for g in groups])
+    means = [weighted_mean(part, counts[group]) for part, group in zip(rows, groups, strict=True)]
+    values = np.stack(means).astype(np.float32)
+    return replace(
+        stack,
+        clients=tuple(range(len(groups))),
+        examples=np.array([part.examples.sum() for part in rows], np.int64),
+        values=values if has is None else np.where(has, values, np.float32(0)),
+        has=has,
+    )
 
 
 def weights_of(stack: Stack, how: str) -> Floats:

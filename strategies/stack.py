@@ -6,7 +6,7 @@ what is computed does not depend on the order in which replies came.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,16 @@ class Stack:
         if self.has is None:
             return np.ones(self.values[:, columns].shape, np.bool_)
         return self.has[:, columns]
+
+    def rows(self, chosen: NDArray[np.int64]) -> "Stack":
+        """Return the models of some rows alone."""
+        return replace(
+            self,
+            clients=tuple(self.clients[row] for row in chosen),
+            examples=self.examples[chosen],
+            values=self.values[chosen],
+            has=None if self.has is None else self.has[chosen],
+        )
 
     def update(self, row: int) -> Floats:
         """Return u_k = w_k - w by entry, zero where the client does not have it."""

@@ -195,11 +195,68 @@ def test_a_strategy_of_another_maker_refuses_a_rule():
         stage(f"strategy.name={name}", "robust.rule=median")
 
 
+def test_buckets_are_means_of_their_models_and_go_to_the_rule():
+    found = robust.bucketed(stack(*FIVE), np.array([3, 0, 1, 2, 4]), 2, "equal")
+    assert found.values.tolist() == [[2.5, 25, 9, 2.5], [2.5, 25, 9, 2.5], [1000, -1000, 9, 1000]]
+    assert found.examples.tolist() == [2, 2, 1]
+    assert robust.coordinate_median(found).tolist() == [2.5, 25, 9, 2.5]
+    told = [model(0, [2, 0, 9], examples=1), model(1, [6, 0, 9], examples=3)]
+    by = {how: robust.bucketed(stack(*told), np.arange(2), 2, how) for how in ("equal", "samples")}
+    assert {how: found.values[0, 0] for how, found in by.items()} == {"equal": 4, "samples": 5}
+
+
+def test_a_bucket_keeps_what_any_of_its_clients_keeps():
+    found = robust.bucketed(stack(*UNLIKE), np.array([0, 1, 2]), 2, "equal")
+    assert found.values.tolist() == [[5.5, 7, 4], [7, 0, 4]]
+    assert found.has.tolist() == [[True, True, True], [True, False, True]]
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 999), size=st.integers(1, 4), hostile=st.integers(0, 3))
+def test_so_many_hostile_clients_spoil_so_many_buckets_at_most(seed, size, hostile):
+    """Fewer than half of the least buckets, so that the median stays with the honest."""
+    asked = 40
+    told = (f"bucket_size={size}", f"hostile={hostile / asked}", "rule=median")
+    needed = robust.needed_replies(tiny(*(f"robust.{one}" for one in told)), asked)
+    lies = [model(k, [1e6 if k < hostile else 3, 3, 9]) for k in range(needed)]
+    order = np.random.default_rng(seed).permutation(needed)
+    found = robust.bucketed(stack(*lies), order, size, "equal")
+    assert robust.coordinate_median(found)[0] == 3
+
+
+def test_buckets_without_a_rule_are_a_mistake():
+    with pytest.raises(ConfigError, match=r"the mean of means is the mean; set robust.rule"):
+        stage("strategy.name=static", "robust.bucket_size=2")
+    with pytest.raises(ConfigError, match=r"robust.bucket_size = 2: strategy '.*' judges"):
+        stage("strategy.name=flwr.serverapp.strategy:FedAdagrad", "robust.bucket_size=2")
+
+
 def test_a_rule_needs_more_clients_than_may_be_hostile():
     with pytest.raises(ConfigError, match=r"needs 5 clients a round, there are 4"):
         stage("strategy.name=static", "robust.rule=krum")
+    with pytest.raises(ConfigError, match=r"in buckets of robust.bucket_size = 2 needs 5 clients"):
+        stage("strategy.name=static", "robust.rule=median", "robust.bucket_size=2")
     with pytest.raises(ConfigError, match=r"'fedper' \(split\); choose another rule"):
         stage("strategy.name=fedper", "strategy.density=1.0", "robust.rule=trust")
+
+
+def test_buckets_are_dealt_anew_each_round_and_alike_in_each_run():
+    buckets = (
+        "strategy.name=static",
+        "fleet.clients=5",
+        "robust.rule=median",
+        "robust.hostile=0.1",
+    )
+
+    def end(*more):
+        strategy, grid = stage(*buckets, *more)
+        strategy.prepare(grid)
+        play(strategy, grid, 2)
+        return np.concatenate([v.reshape(-1) for n, v in strategy.state.items()])
+
+    twice = [end("robust.bucket_size=2") for _ in range(2)]
+    assert (twice[0] == twice[1]).all()
+    assert (twice[0] != end()).any()
 
 
 @pytest.mark.parametrize("rule", RULES)
