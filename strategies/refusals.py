@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedsparse.config import Config
 from fedsparse.errors import ConfigError
-from strategies.robust import described, needed_replies
+from strategies.robust import needed_replies
 
 
 def check_fit(config: Config, name: str, fits: frozenset[str]) -> None:
@@ -67,11 +67,15 @@ def check_rule(config: Config, name: str, takes_rules: bool, own: str) -> None:
             f"'{name}' ({own}); choose another rule, such as median"
         )
     asked = fleet.clients_per_round or fleet.training_clients
-    needed = needed_replies(config, asked)
+    size = robust.bucket_size
+    needed = needed_replies(robust, asked, size)
     if asked < needed:
+        with_these = f"robust.hostile = {robust.hostile:g}"
+        if size > 1:
+            with_these += f" in buckets of robust.bucket_size = {size}"
         raise ConfigError(
-            f"{described(robust)} needs {needed} clients a round, there are {asked}; lower "
-            f"robust.hostile{' or robust.bucket_size' * (robust.bucket_size > 1)}, or ask more"
+            f"robust.rule = '{robust.rule}' with {with_these} needs {needed} clients a round, "
+            f"there are {asked}; lower robust.hostile{' or the buckets' * (size > 1)}, or ask more"
         )
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsparse.config import Config, RobustConfig
+from fedsparse.config import RobustConfig
 from fedsparse.errors import TooFewRepliesError
 from fedsparse.sparsity import State
 from strategies.replies import Before, Reply
@@ -35,16 +35,17 @@ class Robust:
     def __call__(self, replies: Sequence[Reply], before: Before) -> State:
         """Return the next values of `before.shared`; raises TooFewRepliesError for too few."""
         asked = max(before.asked, len(replies))
-        needed = needed_replies(self.task.config, asked)
+        needed = needed_replies(self.settings, asked)
         if len(replies) < needed:
             raise TooFewRepliesError(
-                f"{len(replies)} usable replies; {described(self.settings)} of {asked} needs "
-                f"{needed}"
+                f"{len(replies)} usable replies; robust.rule = '{self.settings.rule}' with "
+                f"robust.hostile = {self.settings.hostile:g} of {asked} needs {needed}"
             )
         stack = Stack.of(replies, before)
-        if self.settings.bucket_size > 1:
+        size = min(self.settings.bucket_size, (len(replies) - 1) // max(1, needed - 1))
+        if size > 1:
             order = self.task.rng(before.round_number, "buckets").permutation(len(stack.clients))
-            stack = bucketed(stack, order, self.settings.bucket_size, self.settings.weights)
+            stack = bucketed(stack, order, size, self.settings.weights)
         return stack.model(
             self.entries(stack, hostile(self.settings.hostile, asked), before), before
         )
@@ -86,22 +87,14 @@ def hostile(fraction: float, asked: int) -> int:
     return math.ceil(fraction * asked - 1e-9)
 
 
-def needed_replies(config: Config, asked: int) -> int:
+def needed_replies(settings: RobustConfig, asked: int, bucket_size: int = 1) -> int:
     """Return the least replies for a rule's guarantee: n > 2 f + 2 for Krum, else n > 2 f.
 
     n counts buckets, of which f clients spoil f at most.
     """
-    f = hostile(config.robust.hostile, asked)
-    buckets = 2 * f + (3 if config.robust.rule in ("krum", "multi-krum") else 1)
-    return (buckets - 1) * config.robust.bucket_size + 1
-
-
-def described(settings: RobustConfig) -> str:
-    """Return the keys that say how many replies a rule needs, as a configuration has them."""
-    rule = f"robust.rule = '{settings.rule}' with robust.hostile = {settings.hostile:g}"
-    if settings.bucket_size == 1:
-        return rule
-    return f"{rule} in buckets of robust.bucket_size = {settings.bucket_size}"
+    f = hostile(settings.hostile, asked)
+    buckets = 2 * f + (3 if settings.rule in ("krum", "multi-krum") else 1)
+    return (buckets - 1) * bucket_size + 1
 
 
 def bucketed(stack: Stack, order: NDArray[np.int64], size: int, weights: str) -> Stack:

@@ -205,6 +205,17 @@ def test_buckets_are_means_of_their_models_and_go_to_the_rule():
     assert {how: found.values[0, 0] for how, found in by.items()} == {"equal": 4, "samples": 5}
 
 
+@pytest.mark.parametrize(("replies", "size"), [(5, 2), (6, 2), (4, 1), (3, 1), (9, 4), (8, 3)])
+def test_buckets_are_smaller_where_a_round_has_too_few_replies(replies, size, monkeypatch):
+    """With one hostile client of ten a median needs three buckets."""
+    sizes = []
+    monkeypatch.setattr(robust, "bucketed", lambda s, order, size, how: sizes.append(size) or s)
+    keys = ("rule=median", "hostile=0.1", "bucket_size=4")
+    rule = robust.Robust(Task.of(tiny("fleet.clients=12", *(f"robust.{one}" for one in keys))))
+    rule([model(k, [k, 1, 9]) for k in range(replies)], Before(1, OLD, WHOLE, 10))
+    assert sizes == [size] * (size > 1)
+
+
 def test_a_bucket_keeps_what_any_of_its_clients_keeps():
     found = robust.bucketed(stack(*UNLIKE), np.array([0, 1, 2]), 2, "equal")
     assert found.values.tolist() == [[5.5, 7, 4], [7, 0, 4]]
@@ -217,7 +228,7 @@ def test_so_many_hostile_clients_spoil_so_many_buckets_at_most(seed, size, hosti
     """Fewer than half of the least buckets, so that the median stays with the honest."""
     asked = 40
     told = (f"bucket_size={size}", f"hostile={hostile / asked}", "rule=median")
-    needed = robust.needed_replies(tiny(*(f"robust.{one}" for one in told)), asked)
+    needed = robust.needed_replies(tiny(*(f"robust.{one}" for one in told)).robust, asked, size)
     lies = [model(k, [1e6 if k < hostile else 3, 3, 9]) for k in range(needed)]
     order = np.random.default_rng(seed).permutation(needed)
     found = robust.bucketed(stack(*lies), order, size, "equal")
