@@ -7,6 +7,9 @@ line prints it and leaves with the error's exit code, without a traceback.
 import difflib
 from collections.abc import Iterable
 
+LONGEST_LINE = 300
+"""Letters of a reason that tables and messages show."""
+
 
 class FedSparseError(Exception):
     """Base of every error that fedsparse raises on purpose.
@@ -117,6 +120,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: str | None) -> str:
-    """Return the last line of a reason, bounded, for tables and messages."""
-    lines = [line.strip() for line in (text or "no reason given").splitlines() if line.strip()]
-    return (lines[-1] if lines else "no reason given")[:300]
+    """Return the last line of a reason, bounded, for tables and messages.
+
+    Spaces stand for what does not print, such as colours and other commands to a terminal.
+    """
+    for line in map(str.strip, reversed((text or "").splitlines())):
+        shown = "".join(letter if letter.isprintable() else " " for letter in line[:LONGEST_LINE])
+        if words := shown.split():
+            return " ".join(words)
+    return "no reason given"

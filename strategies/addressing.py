@@ -20,8 +20,9 @@ from fedsparse import messages as protocol
 from fedsparse.config import FleetConfig
 from fedsparse.data import schema
 from fedsparse.data.schema import Schema
-from fedsparse.errors import GridError, TooFewRepliesError, one_line
+from fedsparse.errors import GridError, TooFewRepliesError
 from strategies.added import AddedUp
+from strategies.reasons import reason_of
 from strategies.replies import Reader
 from strategies.seats import Kept, KeptOf
 from strategies.trips import Trip
@@ -166,7 +167,7 @@ def _ask(
             if client is not None and 0 <= client < clients:
                 found.take(node, client, reply)
             elif reply.has_error():
-                found.failures[node] = one_line(reply.error.reason)
+                found.failures[node] = reason_of(reply)
         if wanted <= set(found.client_of.values()) or time.monotonic() > deadline:
             return found
         time.sleep(POLL_SECONDS)

@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import Message
 
 from fedsparse.errors import FedSparseError, one_line
+from strategies.reasons import reason_of
 from strategies.replies import Before, Reply
 from strategies.stack import Stack
 
@@ -32,7 +33,7 @@ def trusted(
             continue
         seen.add(client)
         if message.has_error():
-            failures[client] = one_line(message.error.reason)
+            failures[client] = reason_of(message)
             continue
         try:
             good.append(read(client, message))

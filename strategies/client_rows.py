@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import Message
 
-from fedsparse.errors import one_line
 from fedsparse.runs.tables import Row
 from strategies import metrics
 from strategies.addressing import Traffic
+from strategies.reasons import reason_of
 from strategies.trips import Trip
 
 
@@ -83,4 +83,4 @@ def _failure(reply: Message | None) -> str | None:
     """Return why a client has no usable reply, or None."""
     if reply is None:
         return "no reply in time"
-    return one_line(reply.error.reason) if reply.has_error() else None
+    return reason_of(reply) if reply.has_error() else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 
 from clients.client_app import app
 from fedsparse import data, messages
@@ -45,8 +45,9 @@ class NodeGrid:
         context = context_of(self.nodes[node], self.states.get(node))
         try:
             reply = app(internals.message_of(message.metadata, message.content), context)
-        except Exception as error:
-            return internals.error_reply(message, internals.RAISED, str(error))
+        except Exception as error:  # as a SuperNode puts it
+            told = str(type(error)) + ":<'" + str(error) + "'>"
+            return Message(Error(internals.RAISED, told), reply_to=message)
         if not self.restarting:
             self.states[node] = context.state
         return reply
