@@ -10,6 +10,7 @@ the bits of a simulated run that lost the same replies. `disk-full-*` need the r
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -37,6 +38,8 @@ NODES = 3
 RAISED = "ServerApp failed with exception: "
 HIT = 1
 """The node that is struck."""
+PLACE = re.compile(r"""(?<![\w.:/])(?:/[^\s/'"]+)+/([^\s/'"]+)""")
+"""A path of this machine, such as one in a temporary folder."""
 
 
 class Stage:
@@ -55,7 +58,8 @@ class Stage:
             follow(self.fleet, run, self.config, Silent())
             self.seen["ends"].append("completed")
         except GridError as error:
-            self.seen["ends"].append(live.said_of(self.fleet, run) or str(error))
+            said = live.said_of(self.fleet, run) or str(error)
+            self.seen["ends"].append(without_places(said))
 
     def back(self, node: int, **more: str) -> None:
         """Start a node again, and note after how long its client trains."""
@@ -75,7 +79,7 @@ class Stage:
         found = {
             **self.seen,
             "rounds": {r["round"]: round(r["seconds"], 1) for r in rows},
-            "lost": {f"round {n}, client {c}": reason for (n, c), reason in lost.items()},
+            "lost": {f"round {n}, client {c}": without_places(why) for (n, c), why in lost.items()},
             "usual_round": round(usual, 1),
             "longest_round": round(max(r["seconds"] for r in rows), 1) if rows else None,
         }
@@ -300,7 +304,7 @@ def played(name: str) -> dict[str, Any]:
             try:
                 act(stage)
             except GridError as error:  # a strike waited in vain
-                stage.seen["ends"].append(str(error))
+                stage.seen["ends"].append(without_places(str(error)))
             finally:
                 if keep := os.environ.get("KEEP_LOGS"):
                     for log in fleet.folder.glob("*.log"):
@@ -319,6 +323,11 @@ def folder_for(name: str) -> Iterator[Path]:
                 yield Path(made)
         else:
             yield Path(made)
+
+
+def without_places(text: str) -> str:
+    """Return what was said with `.../NAME` for each path of this machine."""
+    return PLACE.sub(r".../\1", text)
 
 
 def one_line(act: Callable[[Stage], None]) -> str:
