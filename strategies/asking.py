@@ -1,6 +1,6 @@
 """The messages of a round: one a client, with content that those who are asked alike share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from fedsparse import messages
 from fedsparse.config import Config
 from fedsparse.messages import Plan
+from fedsparse.sparsity import Mask
 from strategies.seats import FULL, Seat
 
 
@@ -42,3 +43,13 @@ def asked(
             )
         found.append(Message(contents[alike], node_of[client], kind))
     return found
+
+
+def by_mask(
+    clients: Iterable[int], mask_of: Callable[[int], Mask | None]
+) -> dict[Mask | None, list[int]]:
+    """Return clients by the mask that a rule gives each."""
+    groups: dict[Mask | None, list[int]] = {}
+    for client in clients:
+        groups.setdefault(mask_of(client), []).append(client)
+    return groups

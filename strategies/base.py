@@ -30,7 +30,7 @@ from strategies.addressing import (
     round_size,
     tested_by,
 )
-from strategies.asking import asked
+from strategies.asking import asked, by_mask
 from strategies.checks import overlong, trusted
 from strategies.combining import Before, exact_mean, rule_of
 from strategies.held import HeldMasks
@@ -72,6 +72,9 @@ class SparseStrategy(Strategy):
 
     private = False
     """Whether model and mask depend on clients by `mean` alone; not inherited."""
+
+    tells_once = False
+    """Whether a client answers once in a run, privately by itself: its loss is but noise."""
 
     global_model = True
     """Whether the server's state is a model of use: one that is tested and reported."""
@@ -141,6 +144,11 @@ class SparseStrategy(Strategy):
         A fleet of which no client holds one of these is refused before the first round.
         """
         return [(self.own_plan(1), erk_counts(self.task, density))]
+
+    def spent(self, round_number: int) -> dict[str, float | None]:
+        """Return the privacy that the rounds so far have cost, where any is promised."""
+        rule = self.rule
+        return {"epsilon": rule.epsilon(round_number)} if isinstance(rule, Private) else {}
 
     def budget_of(self, client: int) -> float:
         """Return the fraction of the model that a client may use at once."""
@@ -356,17 +364,8 @@ class SparseStrategy(Strategy):
     def note_held(self, good: Sequence[int]) -> None:
         """Note who of those asked to train has shown to hold its mask."""
         replied = set(good)
-        for mask, clients in self.by_mask(self.seats).items():
+        for mask, clients in by_mask(self.seats, self.mask_of).items():
             self.held.replied(mask, clients, [c for c in clients if c in replied])
-
-    def by_mask(
-        self, clients: Iterable[int], mask_of: Callable[[int], Mask | None] | None = None
-    ) -> dict[Mask | None, list[int]]:
-        """Return clients by the mask under which each trains, or by another rule's."""
-        groups: dict[Mask | None, list[int]] = {}
-        for client in clients:
-            groups.setdefault((mask_of or self.mask_of)(client), []).append(client)
-        return groups
 
     def ask(
         self, clients: Sequence[int], kind: str, plan: Plan, arrays: dict[str, ArrayRecord]
@@ -387,7 +386,7 @@ class SparseStrategy(Strategy):
         assert self.directory is not None
         clients, training = list(clients), kind == messages.TRAIN
         seats = self.seats if training else {}
-        groups = self.by_mask(clients, self.mask_of if training else self.mask_to_test)
+        groups = by_mask(clients, self.mask_of if training else self.mask_to_test)
         records: dict[int, ArrayRecord] = {}
         for mask, members in groups.items():
             records |= self.held.records(self.shared, mask, members, self.settings.values)

@@ -83,6 +83,7 @@ class LocallyPrivate(SparseStrategy):
 
     Settings = LdpSettings
     takes_rules = False
+    tells_once = True
     sensitivity: float
 
     def __init__(self, task: Task) -> None:
@@ -122,9 +123,9 @@ class LocallyPrivate(SparseStrategy):
         """Return a reader that knows what samples and noise can come to."""
         return BoundedReader(self.schema, deviation=self.deviation)
 
-    def spent(self, round_number: int) -> float:
+    def spent(self, round_number: int) -> dict[str, float | None]:
         """Return what a sample has spent at most: epsilon, once the first were asked."""
-        return float(self.settings.epsilon) if round_number else 0.0
+        return {"epsilon": float(self.settings.epsilon) if round_number else 0.0}
 
     def told(self, reply: Reply) -> Floats:
         """Return what a reply says in the place of the model's coefficients, (d,)."""

@@ -27,10 +27,8 @@ from strategies import foreign
 from strategies.addressing import MeteredGrid, Traffic
 from strategies.base import SparseStrategy
 from strategies.client_rows import client_rows, remedy
-from strategies.ldp import LocallyPrivate
 from strategies.ledger_rows import LedgerWriter
 from strategies.metrics import average
-from strategies.private import Private
 from strategies.replies import Reader
 from strategies.row_writer import RowWriter, tested
 from strategies.seats import Kept, KeptOf
@@ -272,7 +270,8 @@ class RoundLoop:
         due = number % every == 0 or number == self.config.run.rounds
         good = [row for row in rows if row["status"] == "ok"]
         told = [r for r in good if r["loss"] is not None and r["examples"]]
-        told = [] if isinstance(self.strategy, LocallyPrivate) else told
+        ours = self.strategy if isinstance(self.strategy, SparseStrategy) else None
+        told = [] if ours and ours.tells_once else told
         statuses = Counter(row["status"] for row in rows)
         row = {
             "round": number,
@@ -295,18 +294,11 @@ class RoundLoop:
             "clients_late": statuses["late"],
             "clients_dropped": statuses["dropped"],
             **self.grid.figures(self.kept, self.fits),
-            **self.spent(number),
+            **(ours.spent(number) if ours else {}),
             **more,
         }
         test = self.task.test_of(self.state, self.mask) if due and self.global_model else None
         self.writer.start(row, test)
-
-    def spent(self, number: int) -> dict[str, float | None]:
-        """Return the privacy that the rounds so far have cost, where any is promised."""
-        if isinstance(self.strategy, LocallyPrivate):
-            return {"epsilon": self.strategy.spent(number)}
-        rule = self.strategy.rule if isinstance(self.strategy, SparseStrategy) else None
-        return {"epsilon": rule.epsilon(number)} if isinstance(rule, Private) else {}
 
     def enter(
         self, number: int, asked: Sequence[int], rows: list[Row], before: Mask | None
@@ -407,15 +399,14 @@ class RoundLoop:
     def check_restored(self, number: int, restored: bool) -> None:
         """Refuse to go on where clients have lost what they kept, as Flower's engine lets them."""
         strategy = self.strategy
-        gives_back = hasattr(self.grid.inner, "restore_states")
-        own_noise = self.config.privacy.entropy == "system"
-        if isinstance(strategy, LocallyPrivate) and own_noise and not gives_back:
+        if not isinstance(strategy, SparseStrategy) or hasattr(self.grid.inner, "restore_states"):
+            return
+        if strategy.tells_once and self.config.privacy.entropy == "system":
             raise RunFolderError(
                 f"clients of '{self.config.strategy['name']}' answer once, and would answer this "
                 "run again under other noise; start again with another --out"
             )
-        keeps = isinstance(strategy, SparseStrategy) and strategy.clients_keep
-        if keeps and number and not restored and not gives_back:
+        if strategy.clients_keep and number and not restored:
             raise RunFolderError(
                 f"clients of '{self.config.strategy['name']}' have models of their own, which this "
                 "engine does not give back; start again with another --out, or on inline or ray"

@@ -22,6 +22,7 @@ from fedsparse.sparsity import Mask, State
 from fedsparse.sparsity.slices import Slice, Slices, window
 from fedsparse.training import batchnorm, local
 from strategies.addressing import MeteredGrid
+from strategies.asking import by_mask
 from strategies.personal import DenseSettings, PersonalStrategy
 from strategies.replies import Reader, Reply
 from strategies.seats import Demands, Kept, KeptOf, Seat
@@ -217,7 +218,7 @@ class WidthStrategy(PersonalStrategy):
         if kind != messages.EVALUATE or not self._static:
             return super().ask_with_model(clients, kind, plan)
         whole, asked = self.state, []
-        for mask, members in self.by_mask(clients, self.mask_to_test).items():
+        for mask, members in by_mask(clients, self.mask_to_test).items():
             self.state = self.measured(mask)
             asked += super().ask_with_model(members, kind, plan)
             self.state = whole
