@@ -49,9 +49,10 @@ class HeldMasks:
         if mask is not None:
             self._of.update(dict.fromkeys(good, mask))
 
-    def forget(self) -> None:
-        """Take it that no client holds any mask."""
-        self._of.clear()
+    def forget(self, clients: Iterable[int] | None = None) -> None:
+        """Take it that these clients, or all, hold no mask."""
+        for client in list(self._of) if clients is None else clients:
+            self._of.pop(client, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return each distinct mask once, and who holds it."""

@@ -29,6 +29,7 @@ from strategies.base import SparseStrategy
 from strategies.client_rows import client_rows, remedy
 from strategies.ledger_rows import LedgerWriter
 from strategies.metrics import average
+from strategies.reminding import exchange
 from strategies.replies import Reader
 from strategies.row_writer import RowWriter, tested
 from strategies.seats import Kept, KeptOf
@@ -180,9 +181,8 @@ class RoundLoop:
             )
         client_of = self.grid.directory.client_of
         self.ledger.expect(client_of[message.metadata.dst_node_id] for message in asked)
-        replies = self.grid.send_and_receive(
-            asked, timeout=self.config.engine.timeout, reader=self.reader()
-        )
+        timeout = self.config.engine.timeout
+        replies = exchange(self.grid, self.strategy, asked, timeout, self.reader())
         traffic = self.grid.read_traffic()
         try:
             self.aggregate(number, replies)
@@ -246,7 +246,7 @@ class RoundLoop:
         done = {row["client"] for row in self.folder.clients() if row["kind"] == "evaluate"}
         if len(done) >= len(asked):
             return
-        replies = self.grid.send_and_receive(asked, timeout=self.config.engine.timeout)
+        replies = exchange(self.grid, self.strategy, asked, self.config.engine.timeout)
         with foreign.guarded(self.strategy, number):
             self.strategy.aggregate_evaluate(number, replies)
         traffic = self.grid.read_traffic()

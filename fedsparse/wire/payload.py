@@ -30,3 +30,6 @@ NONZERO = 4
 """Index kind of a masked tensor that is sent dense: its kept entries are those not zero."""
 
 UNLIKE = "the payload is masked unlike the model that was sent"
+
+NOT_HELD = "which this side does not hold"
+"""How the reason ends against a payload that leaves out a mask which the receiver has not."""

@@ -13,7 +13,17 @@ from fedsparse.errors import WireError
 from fedsparse.sparsity.mask import Mask, State
 from fedsparse.wire import index_coding, values
 from fedsparse.wire.checksum import INFINITE, check
-from fedsparse.wire.payload import CRC, DIGEST, HEAD, MAGIC, MODES, NONZERO, UNLIKE, VERSION
+from fedsparse.wire.payload import (
+    CRC,
+    DIGEST,
+    HEAD,
+    MAGIC,
+    MODES,
+    NONZERO,
+    NOT_HELD,
+    UNLIKE,
+    VERSION,
+)
 from fedsparse.wire.schema import Schema
 from fedsparse.wire.values import KINDS
 
@@ -223,7 +233,7 @@ def _held(mode: str, reader: _Reader, masks: Collection[Mask], schema: Schema) -
             if not mask.shapes.items() <= schema.shapes.items():
                 raise WireError("the payload's mask is of another model")
             return mask
-    raise WireError(f"the payload needs mask {digest.hex()[:8]}, which this side does not hold")
+    raise WireError(f"the payload needs mask {digest.hex()[:8]}, {NOT_HELD}")
 
 
 def _masked_names(mode: str, reader: _Reader, schema: Schema) -> set[str]:
