@@ -119,13 +119,15 @@ class ModelCost:
         wanted = set(layers)
         return float(samples * sum(c.forward_flops for c in self.layers if c.name in wanted))
 
-    def growth_flops(self, samples: int, layers: Iterable[str], mask: Mask | None = None) -> float:
+    def growth_flops(
+        self, samples: int, layers: Iterable[str], kept: Mapping[str, float] | None = None
+    ) -> float:
         """FLOPs of looking for gradients of pruned weights on one batch after training.
 
-        A forward pass and the gradients of the layers' inputs, both sparse, and the dense
-        weight gradient of the scheduled layers (FedTiny, progressive pruning).
+        A forward pass and the gradients of the layers' inputs, both with `kept` weights by layer,
+        and the dense weight gradient of the scheduled layers (FedTiny, progressive pruning).
         """
-        passes = 2 * samples * self.forward_flops(mask)
+        passes = 2 * samples * self.flops_of(kept)
         return passes + self.dense_gradient_flops(samples, layers)
 
     def training_memory(

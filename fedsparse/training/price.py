@@ -60,7 +60,7 @@ def price(
     if plan.grow:
         grown = growth_samples(settings, plan, samples)
         dense = cost.dense_gradient_flops(grown, plan.grow)
-        flops += 2 * grown * cost.flops_of(kept) + dense
+        flops += cost.growth_flops(grown, plan.grow, kept)
         batch = max(batch, grown)
     memory = cost.training_memory(
         kept=kept,

@@ -131,8 +131,12 @@ def test_a_dense_gradient_costs_one_dense_pass_of_its_layers(cost):
     assert cost.dense_gradient_flops(7, ["fc.weight"]) == 7 * 1280
     assert cost.dense_gradient_flops(7, ["fc.weight", "conv.weight"]) == 7 * 3584
     assert cost.dense_gradient_flops(7, []) == 0
-    both = 2 * 7 * cost.forward_flops()
-    assert cost.growth_flops(7, ["fc.weight"]) == both + 7 * 1280
+
+
+def test_growth_costs_two_sparse_passes_and_the_dense_gradient(cost):
+    assert cost.growth_flops(7, ["fc.weight"]) == 2 * 7 * 3584 + 7 * 1280
+    kept = {"conv.weight": 9, "fc.weight": 2}
+    assert cost.growth_flops(7, ["fc.weight"], kept) == 2 * 7 * (288 + 4) + 7 * 1280
 
 
 # -- memory ---------------------------------------------------------------------------
