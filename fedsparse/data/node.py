@@ -75,7 +75,7 @@ def place_of(node_config: Mapping[str, Any]) -> Place | None:
     """
     told = {key: node_config.get(key) for key in (PATH, TEST, LABEL, CACHE)}
     for key, value in told.items():
-        if value is not None and not (isinstance(value, str) and value):
+        if value is not None and not (isinstance(value, str) and value and "\0" not in value):
             raise ConfigError(f'the node\'s {key} = {value!r} is no text; write {key}="..."')
     if told[PATH] is None:
         lone = next((key for key in (TEST, LABEL) if told[key] is not None), None)
@@ -162,38 +162,47 @@ def _own(config: Config, client: int, whole: Dataset, test: Dataset | None) -> O
 
 def _decoded(place: Place, wanted: Wanted) -> tuple[Part, Part | None]:
     """Return a node's samples for training and, where it has some apart, for testing."""
-    train, test = _arrays(place.path, wanted, place.kept)
+    kept = None if place.kept is None else _at_home(place.kept, CACHE)
+    train, test = _arrays(_at_home(place.path, PATH), wanted, kept, PATH)
     if place.test is None:
         return train, test
-    return train, _arrays(place.test, wanted, place.kept)[0]
+    return train, _arrays(_at_home(place.test, TEST), wanted, kept, TEST)[0]
 
 
-def _arrays(path: str, wanted: Wanted, kept: str | None) -> tuple[Part, Part | None]:
+def _at_home(path: str, key: str) -> Path:
+    """Return a path with its `~` spelt out; raises ConfigError where that is nobody's home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{key} = '{path}': nobody has such a home; write it out") from None
+
+
+def _arrays(place: Path, wanted: Wanted, kept: Path | None, key: str) -> tuple[Part, Part | None]:
     """Return what a path holds, mapped from the disk where it was read before."""
-    place = Path(path).expanduser()
     try:
         state = decoded.state_of(place)
     except OSError:  # the reader says what is wrong
         state = ""
-    return _mapped(place, state, wanted, kept)
+    return _mapped(place, state, wanted, kept, key)
 
 
 @lru_cache(maxsize=4)
-def _mapped(place: Path, state: str, wanted: Wanted, kept: str | None) -> tuple[Part, Part | None]:
+def _mapped(
+    place: Path, state: str, wanted: Wanted, kept: Path | None, key: str
+) -> tuple[Part, Part | None]:
     @cache
     def parsed() -> list[Any]:
-        train, test = node_files.read(place, wanted)
+        train, test = node_files.read(place, wanted, key)
         if test is None:  # of no samples, for they are kept as arrays
             test = train[0][:0], train[1][:0]
         return [*train, *test]
 
-    folder = None if kept is None else Path(kept).expanduser()
     x, y, test_x, test_y = (
         decoded.mapped(
             *(place, lambda part=part: parsed()[part]),
             purpose=f"node {part}",
             way=str(wanted),  # the server's wish: each kept for itself would fill the disk
-            kept=folder,
+            kept=kept,
             least=0,  # whatever one part has, the others must not be parsed for
         )
         for part in range(4)

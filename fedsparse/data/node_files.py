@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedsparse.data import hub, sources, tables
 from fedsparse.data.labels import numbered
 from fedsparse.data.schema import shape_text
-from fedsparse.errors import DataError, did_you_mean
+from fedsparse.errors import DataError
 from fedsparse.sections import DataConfig
 
 Part = tuple[NDArray[Any], NDArray[Any]]
@@ -35,21 +35,26 @@ class Wanted:
     label: str | None = None
 
 
-def read(path: Path, wanted: Wanted) -> tuple[Part, Part | None]:
+def read(
+    path: Path, wanted: Wanted, key: str = "data-path", at: str = "this node"
+) -> tuple[Part, Part | None]:
     """Return the samples at `path` and, where they bring some, those meant for testing.
 
-    Raises DataError in one line that names the file and the remedy, and MissingExtraError.
+    `key` is what says the path, and `at` where. Raises DataError in one line that names the file
+    and the remedy, and MissingExtraError.
     """
     try:
         if not path.exists():
-            raise DataError(f"data-path = '{path}' does not exist at this node; correct it there")
+            raise DataError(f"{key} = '{path}' does not exist at {at}; correct it there")
         return _reader(path)(path, wanted)
     except DataError as error:  # it may quote what a file holds
         text = " ".join(str(error).split())
         raise DataError("".join(c if c.isprintable() else "?" for c in text)) from None
     except (OSError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or "it does not fit into memory"
-        raise DataError(f"'{path}' cannot be read: {reason}") from None
+        if isinstance(error, MemoryError):
+            raise DataError(f"'{path}' does not fit into memory; give fewer samples") from None
+        reason = error.strerror or str(error)
+        raise DataError(f"'{path}' cannot be read: {reason}; check its permissions") from None
 
 
 Reader = Callable[[Path, Wanted], tuple[Part, Part | None]]
@@ -59,13 +64,19 @@ def _reader(path: Path) -> Reader:
     """Return what reads a path; raises DataError for what is none of the kinds."""
     if path.is_dir():
         return _folder_reader(path)
+    found = BY_NAME.get(path.suffix.lower())
+    if found is not None:
+        return found
     if "idx" in path.name or "ubyte" in path.name:
         return _idx_images
-    found = BY_NAME.get(path.suffix.lower())
-    if found is None:
-        hint = did_you_mean(path.suffix.lower(), [*BY_NAME, ".idx"])
-        raise DataError(f"'{path}' ends in '{path.suffix}', which is no known kind of data{hint}")
-    return found
+    if path.suffix.lower() == ".gz":
+        raise DataError(f"'{path}' is packed, and of packed files IDX alone is read; unpack it")
+    end = path.suffix
+    wrong = f"ends in '{end}', which is no kind that is read" if end else "ends in no known kind"
+    raise DataError(
+        f"'{path}' {wrong}; save it as one of {', '.join(BY_NAME)}, or name it with 'idx' where it "
+        "is IDX"
+    )
 
 
 def _folder_reader(path: Path) -> Reader:

@@ -55,7 +55,8 @@ def federated(data: DataConfig, clients: int, seed: int) -> FederatedData:
     public = test = nothing
     if data.path:
         wanted = Wanted(shape, classes, data.label_names, data.column)
-        train_part, test_part = node_files.read(Path(data.path), wanted)
+        place = Path(data.path)
+        train_part, test_part = node_files.read(place, wanted, "data.path", "the server")
         whole = fitted(train_part, wanted, f"data.path = '{data.path}'")
         if data.public_samples >= len(whole) and (test_part is None or data.public_samples):
             raise DataError(

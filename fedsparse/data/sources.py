@@ -31,6 +31,9 @@ MOST_BYTES = 2**33
 
 PIECE_BYTES = 2**20
 
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+"""Ends of the names of files that are read as images."""
+
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -119,11 +122,15 @@ def npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_sizes(archive)
+            _check_sizes(path, archive)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except NPZ_ERRORS as error:
-        raise DataError(f"'{path}' is no readable .npz file of plain arrays: {error}") from None
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"'{path}' is no readable .npz file of plain arrays: {reason}; copy it again, or save "
+            "x and y anew by numpy.savez"
+        ) from None
 
 
 NPZ_ERRORS = (
@@ -133,10 +140,13 @@ NPZ_ERRORS = (
 """What comes out of zip files that are none, and of numpy's parser of headers."""
 
 
-def _check_sizes(archive: zipfile.ZipFile) -> None:
-    """Raise ValueError for an array that says another size than its bytes have, or a huge one."""
+def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an array that says another size than its bytes have, a huge one, and objects.
+
+    Raises DataError, and ValueError for the first.
+    """
     if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
-        raise ValueError(f"it unpacks to more than {MOST_BYTES} bytes; split it")
+        raise DataError(f"'{path}' unpacks to more than {MOST_BYTES} bytes; split it")
     for member in archive.infolist():
         with archive.open(member) as file:
             version = np.lib.format.read_magic(file)
@@ -145,7 +155,10 @@ def _check_sizes(archive: zipfile.ZipFile) -> None:
                 file
             )
             if kind.hasobject:
-                raise ValueError(f"'{member.filename}' holds Python objects, which are not read")
+                raise DataError(
+                    f"'{path}': '{member.filename}' holds Python objects, which are not read; save "
+                    "numbers (dtype float32, int64), or texts as labels (dtype str)"
+                )
             said = math.prod(shape) * kind.itemsize + file.tell()
         if said != member.file_size:
             raise ValueError(
@@ -203,7 +216,7 @@ def read_images(
     images, labels = [], []
     for label, name in enumerate(names):
         for path in sorted((folder / name).iterdir() if (folder / name).is_dir() else []):
-            if path.suffix.lower() not in {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}:
+            if path.suffix.lower() not in IMAGES:
                 continue
             try:
                 with Image.open(path) as image:
@@ -214,7 +227,10 @@ def read_images(
             images.append(pixels.reshape(height, width, channels).transpose(2, 0, 1))
             labels.append(label)
     if not images:
-        raise DataError(f"'{folder}' holds no images in its class folders")
+        raise DataError(
+            f"'{folder}' holds no images in its class folders; put some there as files that end in "
+            f"{', '.join(IMAGES)}"
+        )
     return np.stack(images), np.array(labels, np.int64)
 
 
@@ -261,19 +277,29 @@ def read_idx(path: Path) -> NDArray[Any]:
             raw = _unpacked(raw)
         if len(raw) > MOST_BYTES:
             raise DataError(f"'{path}' unpacks to more than {MOST_BYTES} bytes; split it")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"'{path}' cannot be read: {error}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"'{path}' is cut off or damaged: {error}; copy it again") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"'{path}' cannot be read: {reason}; check its permissions") from None
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES:
-        raise DataError(f"'{path}' is no IDX file: it starts with {raw[:4].hex()}")
+        starts = f"it starts with {raw[:4].hex()}" if raw else "it is empty"
+        raise DataError(f"'{path}' is no IDX file: {starts}; copy it again, or give another file")
     dimensions = raw[3]
     header = raw[4 : 4 + 4 * dimensions]
     if len(header) < 4 * dimensions:
-        raise DataError(f"'{path}' ends within its header, after {len(raw)} bytes")
+        raise DataError(
+            f"'{path}' ends within its header, after {len(raw)} bytes; copy it again, it is cut off"
+        )
     shape = tuple(int(d) for d in np.frombuffer(header, ">u4", dimensions))
     kind = np.dtype(IDX_TYPES[raw[2]])
     expected = int(np.prod(shape, dtype=object)) * kind.itemsize + 4 + 4 * dimensions
     if len(raw) != expected:
-        raise DataError(f"'{path}' holds {len(raw)} bytes, its header says {expected}")
+        wrong = "cut off" if len(raw) < expected else "damaged"
+        raise DataError(
+            f"'{path}' holds {len(raw)} bytes, its header says {expected}; copy it again, it is "
+            f"{wrong}"
+        )
     return np.frombuffer(raw, kind, offset=4 + 4 * dimensions).reshape(shape)
 
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from fedsparse.errors import DataError, MissingExtraError, did_you_mean
 
 MOST_CELLS = 2**30
+GZIP = b"\x1f\x8b"
+"""What files that are packed by gzip begin with."""
 Table = tuple[NDArray[Any], NDArray[Any]]
 """Samples (n, columns) and labels (n,), numbers or names."""
 
@@ -29,11 +31,19 @@ def read_csv(path: Path, label: str | None) -> Table:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return _table(path, csv.reader(file, delimiter=separator), label, name)
     except UnicodeDecodeError as error:
+        if _begins(path) == GZIP:
+            raise DataError(f"'{path}' is packed by gzip; unpack it with gunzip") from None
         raise DataError(f"'{path}' is no UTF-8 text: {error.reason}; save it as UTF-8") from None
     except csv.Error as error:
         raise DataError(f"'{path}' is no readable CSV file: {error}; save it again") from None
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror or error}") from None
+        reason = error.strerror or str(error)
+        raise DataError(f"'{path}' cannot be read: {reason}; check its permissions") from None
+
+
+def _begins(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
 
 
 def _table(path: Path, lines: Iterator[list[str]], label: str | None, separator: str) -> Table:
@@ -129,7 +139,9 @@ def read_parquet(path: Path, label: str | None) -> Table:
         return np.concatenate(parts, 1), y
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise DataError(f"'{path}' is no readable Parquet file: {reason[:200]}") from None
+        raise DataError(
+            f"'{path}' is no readable Parquet file: {reason[:200]}; copy it again, or save it anew"
+        ) from None
 
 
 def _numbers(pa: Any, column: Any, where: str) -> NDArray[np.float32]:

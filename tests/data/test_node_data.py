@@ -187,9 +187,13 @@ def test_one_class_stands_for_real_targets(tmp_path):
 
 MISTAKES = {
     "missing.npz": (None, "does not exist at this node; correct it"),
-    "own.npy": (b"1", r"ends in '\.npy', which is no known kind of data; did you mean '\.npz'"),
-    "own.data": (b"1", r"no known kind of data; choose one of: \.csv"),
-    "own.npz": (b"PK", "no readable .npz file"),
+    "own.npy": (b"1", r"ends in '\.npy', which is no kind that is read; save it as one of \.csv"),
+    "own.pt": (b"1", r"save it as one of \.csv, \.tsv, \.parquet, \.npz, or name it with 'idx'"),
+    "own": (b"1", r"'.*own' ends in no known kind; save it as one of \.csv"),
+    "own.csv.gz": (gzip.compress(b"1,2,0\n")[:-4], "is packed, and of packed .* unpack it"),
+    "packed.csv": (gzip.compress(b"1,2,0\n"), "is packed by gzip; unpack it"),
+    "own.npz": (b"PK", r"no readable \.npz file .*; copy it again, or save x and y anew"),
+    "own_idx.csv": (b"1\n", "one column"),
     "empty.csv": (b"", "holds no samples"),
     "head.csv": (b"a,b\n", "holds no samples"),
     "one.csv": (b"1\n2\n", "one column"),
@@ -204,7 +208,7 @@ MISTAKES = {
     "latin.csv": (b"1,2,\xff\n", "no UTF-8 text"),
     "zero.csv": (b"1,2,\0\n", "label"),
     "lines.csv": (b'1,2,0\n3,"a\n\x1b[2Jb",1\n', r"'a \?\[2Jb' is no number"),
-    "own.parquet": (b"PAR1", "no readable Parquet file"),
+    "own.parquet": (b"PAR1", "no readable Parquet file: .*; copy it again, or save it anew"),
     "own-idx3-ubyte": (b"\0\0\x08\x01\0\0\0\x01a", "no labels beside it"),
 }
 
@@ -228,7 +232,14 @@ def test_arrays_that_do_not_belong_together_are_named(tmp_path):
         ({"x": np.zeros((3, 2)), "y": np.zeros((3, 1), int)}, "labels have shape"),
         ({"x": np.zeros((3, 2), complex), "y": np.zeros(3, int)}, "samples are complex128"),
         ({"x": np.zeros((3, 2)), "y": np.array(["a", "b", "c"])}, r"set data\.labels"),
-        ({"x": np.array([[{}]] * 3, object), "y": np.zeros(3, int)}, "Python objects"),
+        (
+            {"x": np.array([[{}]] * 3, object), "y": np.zeros(3, int)},
+            r"'x\.npy' holds Python objects, which are not read; save numbers",
+        ),
+        (
+            {"x": np.zeros((3, 2)), "y": np.array(["a", None, 1], object)},
+            r"'y\.npy' holds .* texts as labels \(dtype str\)",
+        ),
     ):
         np.savez(path, **arrays)
         with pytest.raises(DataError, match=told):
@@ -252,12 +263,36 @@ def test_an_array_that_says_more_than_it_holds_is_not_made(tmp_path):
         node_files.read(path, Wanted((2,), 2))
 
 
+IDX = idx_bytes(np.arange(9 * 64, dtype=np.uint8).reshape(9, 8, 8))
+BROKEN_IDX = {
+    "cut pack": (gzip.compress(IDX)[:-9], "is cut off or damaged: .*; copy it again"),
+    "damaged pack": (gzip.compress(IDX)[:-8] + bytes(8), "is cut off or damaged: .*; copy it"),
+    "samples": (IDX[:-30], "holds 562 bytes, its header says 592; copy it again, it is cut off"),
+    "too many": (IDX + b"1", "holds 593 bytes, .* it is damaged"),
+    "header": (IDX[:9], "ends within its header, after 9 bytes; copy it again, it is cut off"),
+    "nothing": (b"", "is no IDX file: it is empty; copy it again, or give another file"),
+    "another kind": (
+        b"\x89PNG",
+        "is no IDX file: it starts with 89504e47; copy it again, or give another file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_IDX)
+def test_an_idx_file_that_is_cut_off_or_damaged_is_to_be_copied_again(tmp_path, name):
+    content, told = BROKEN_IDX[name]
+    write_idx(tmp_path, digits(9)).write_bytes(content)
+    with pytest.raises(DataError, match=f"train-images-idx3-ubyte' {told}"):
+        node_files.read(tmp_path, DIGITS)
+
+
 def test_folders_say_what_they_lack(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no data of a known kind"):
         node_files.read(tmp_path / "empty", DIGITS)
     (tmp_path / "photos/cat").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no images"):
+    (tmp_path / "photos/cat/a.heic").write_bytes(b"")
+    with pytest.raises(DataError, match=r"photos' holds no images .*; put some .* \.png, \.jpg,"):
         node_files.read(tmp_path / "photos", DIGITS)
     (tmp_path / "photos/cat/a.png").write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match="no readable image"):
@@ -295,6 +330,28 @@ def test_a_test_path_leaves_all_the_rest_to_train_on(tmp_path):
     found = own({"data-path": str(path), "test-path": str(test)}).client(0)
     np.testing.assert_array_equal(found.train.x, samples.x)
     np.testing.assert_array_equal(found.test.y, samples.y[3:5])
+
+
+def test_what_is_missing_is_named_by_the_key_that_says_it(tmp_path):
+    path = write_npz(tmp_path, digits())
+    gone = str(tmp_path / "gone.npz")
+    for told, key in (
+        ({"data-path": gone}, "data-path"),
+        ({"data-path": str(path), "test-path": gone}, "test-path"),
+    ):
+        with pytest.raises(DataError, match=rf"^{key} = '.*gone\.npz' does not exist at this node"):
+            own(told)
+    with pytest.raises(DataError, match=r"^data\.path = '.*' does not exist at the server; corr"):
+        data.of(configuration.resolve(configuration.override(NODES, [f"data.path={gone}"])))
+
+
+def test_a_path_that_no_file_can_have_is_refused():
+    with pytest.raises(ConfigError, match=r"data-path = .* is no text"):
+        own({"data-path": "/a\0b"})
+    for key in ("data-path", "cache-path"):
+        told = {"data-path": "/a", key: "~nobody-at-all/x"}
+        with pytest.raises(ConfigError, match=f"^{key} = '~nobody-at-all/x': nobody has such a"):
+            own(told)
 
 
 def test_samples_are_decoded_once_and_mapped_by_the_next_process(tmp_path, cache, monkeypatch):

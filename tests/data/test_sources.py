@@ -96,7 +96,7 @@ def test_trailing_bytes_and_boastful_headers_are_refused(tmp_path):
 
 def test_a_damaged_gzip_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(gzip.compress(idx_bytes(PIXELS))[:-20])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"is cut off or damaged: .*; copy it again"):
         sources.read_idx(tmp_path / "file")
 
 
@@ -246,7 +246,7 @@ class Bomb:
 def test_pickled_arrays_are_refused_and_never_unpickled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = npz_config(tmp_path, x=np.array([Bomb()] * 10), y=np.arange(10))
-    with pytest.raises(DataError, match="plain arrays"):
+    with pytest.raises(DataError, match="holds Python objects, which are not read"):
         sources.npz(config, 0)
     assert not (tmp_path / "unpickled").exists()
 
