@@ -4,7 +4,7 @@ mkdocs calls these hooks at each build, so neither page can go stale.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import annotated_types
 import click
@@ -82,7 +82,8 @@ def _values(field: FieldInfo) -> str:
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
     names = {bool: "true or false", int: "integer", float: "number", str: "text"}
-    kinds = [k for k in (kind, *get_args(kind)) if k in names]
+    bare = [get_args(k)[0] if get_origin(k) is Annotated else k for k in (kind, *get_args(kind))]
+    kinds = [k for k in bare if k in names]
     words = " or ".join(names[k] for k in kinds)
     return ", ".join([words, *_bounds(field)])
 

@@ -4,22 +4,16 @@ A strategy's own keys stand with the strategy, in a model that derives from
 `StrategySettings`.
 """
 
-import math
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fedsparse import number_set
 from fedsparse.number_set import NumberSet
 
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_finite)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""A number, told so before its bounds are looked at: NaN is above and below none."""
 
 
 def _names(text: str) -> list[str]:
@@ -36,7 +30,23 @@ def _distinct(text: str) -> str:
 LabelNames = Annotated[str, AfterValidator(_distinct)]
 """Names of classes, with commas between them."""
 
-Density = Annotated[float, AfterValidator(_finite), Field(gt=0, le=1)]
+
+def _sizes(value: object) -> str:
+    """Return sizes as text; one size may come as a number, as TOML reads it."""
+    text = str(value) if isinstance(value, int) else value
+    if not isinstance(text, str) or not re.fullmatch(_SHAPE, text):
+        raise ValueError(
+            "must be one to four whole numbers above 0 with x between them, as text, such as "
+            "'1x28x28' for an image or '64' for a row of numbers"
+        )
+    return text
+
+
+_SHAPE = r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){0,3}"
+Shape = Annotated[str, BeforeValidator(_sizes)]
+"""Sizes of one sample, with x between them."""
+
+Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 """The kept fraction of the prunable weights, in (0, 1]."""
 
 
@@ -100,10 +110,8 @@ class DataConfig(Section):
     )
     image_size: int = Field(default=32, ge=4, description="synthetic images and folders: pixels")
     channels: Literal[1, 3] = Field(default=3, description="synthetic images and folders")
-    shape: str | None = Field(
-        default=None,
-        pattern=r"^[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){0,3}$",
-        description="of one sample at the nodes, such as 1x28x28 or 64",
+    shape: Shape | None = Field(
+        default=None, description="of one sample at the nodes, such as 1x28x28 or 64"
     )
     labels: LabelNames | None = Field(
         default=None, description="classes by name in their order at the nodes, such as cat,dog"

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -443,12 +444,23 @@ def test_the_server_s_own_file_is_its_test_set_and_public_samples(tmp_path):
 def test_without_a_shape_the_model_is_not_known():
     with pytest.raises(ConfigError, match=r"needs data\.shape"):
         data.of(configuration.resolve({"data": {"name": "nodes"}}))
-    with pytest.raises(ConfigError, match=r"data\.shape = '8by8'"):
-        configuration.resolve({"data": {"name": "nodes", "shape": "8by8"}})
     with pytest.raises(ConfigError, match=r"data\.labels.*distinct names"):
         configuration.resolve({"data": {"labels": "cat,cat"}})
     with pytest.raises(DataError, match="digits has samples of 1x8x8 and 10 classes"):
         data.of(configuration.resolve({"data": {"name": "digits", "shape": "64"}}))
+
+
+@pytest.mark.parametrize("shape", ["8by8", "0x8", "8,8", "8x", "", "1x2x3x4x5", [1, 8, 8], 8.0, -8])
+def test_a_shape_that_is_none_is_told_in_plain_words_with_an_example(shape):
+    told = f"data.shape = {shape!r}: must be one to four whole numbers above 0 with x between them"
+    with pytest.raises(ConfigError, match=re.escape(told) + ".* such as '1x28x28' .* '64'"):
+        configuration.resolve({"data": {"name": "nodes", "shape": shape}})
+
+
+@pytest.mark.parametrize("said", ["data.shape=64", "data.shape='64'"])
+def test_a_row_s_shape_may_be_a_number(said):
+    config = configuration.resolve(configuration.override(NODES, [said]))
+    assert configuration.from_json(config.to_json()).data.input_shape == (64,)
 
 
 def test_a_schema_travels_and_whatever_else_comes_is_told():
