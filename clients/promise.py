@@ -17,9 +17,9 @@ from fedsparse.config import Config
 from fedsparse.data import node, schema
 from fedsparse.errors import ConfigError, DataError, FedSparseError
 from fedsparse.messages import Plan
+from fedsparse.privacy import promised
+from fedsparse.privacy.promised import EPSILON_KEY
 
-PROMISE_KEY = "max-epsilon"
-DELTA_KEY = "max-delta"
 UNFIT = (
     "this node promises its samples local privacy, and its data are no targets that are numbers in "
     "the shape that the run's model takes, or cannot be read; its own log says more"
@@ -34,16 +34,18 @@ def hold(context: Context, kind: str, config: Config, plan: Plan) -> None:
     """Raise ConfigError for a message whose answer would break the node's promise, if any."""
     if not promises(context):
         return
-    most, most_delta = _bound(context, PROMISE_KEY, 1.0), _bound(context, DELTA_KEY, 1e-5)
+    most, most_delta = (
+        promised.bound(context.node_config, key) for key in (EPSILON_KEY, promised.DELTA_KEY)
+    )
     if messages.STATE_PATH_KEY not in context.node_config:
         raise ConfigError(
-            f"this node promises its samples '{PROMISE_KEY}' = {most:g}, and would forget what it "
+            f"this node promises its samples '{EPSILON_KEY}' = {most:g}, and would forget what it "
             f"has told when it restarts; start it with --node-config '{messages.STATE_PATH_KEY}="
             '"FOLDER"\', too'
         )
     if kind != messages.TRAIN or plan.program not in LOCAL:
         raise ConfigError(
-            f"this node promises its samples '{PROMISE_KEY}' = {most:g} and takes part in training "
+            f"this node promises its samples '{EPSILON_KEY}' = {most:g} and takes part in training "
             f"by {' or '.join(LOCAL)} alone; choose one of them, or start it without the promise"
         )
     asked = config.strategy.get("epsilon")
@@ -76,7 +78,7 @@ def hold(context: Context, kind: str, config: Config, plan: Plan) -> None:
 
 def promises(context: Context) -> bool:
     """Tell whether a node promises its samples anything."""
-    return PROMISE_KEY in context.node_config
+    return EPSILON_KEY in context.node_config
 
 
 def keep_quiet(message: Message, context: Context, answer: ClientAppCallable) -> Message:
@@ -103,14 +105,3 @@ def told(context: Context, found: ConfigRecord) -> ConfigRecord:
         return found
     logging.getLogger(__name__).error("%s", read)
     return schema.problem_record(UNFIT)
-
-
-def _bound(context: Context, key: str, usual: float) -> float:
-    """Return a number of the node's configuration; raises ConfigError for what is none above 0."""
-    value = context.node_config.get(key, usual)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ConfigError(
-            f"this node's '{key}' is {value!r}; start it with a number above 0, for example "
-            f"--node-config '{key}={usual}'"
-        )
-    return float(value)

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fedsparse.errors import ConfigError
+from fedsparse.privacy import promised
 
 PLACED = ("partition-id", "num-partitions")
 """What `deploy local` tells each node itself."""
-KNOWN = (
-    *PLACED,
-    *("data-path", "test-path", "label", "cache-path", "state-path"),
-    *("max-epsilon", "max-delta"),
-)
+TEXTS = ("data-path", "test-path", "label", "cache-path", "state-path")
+PROMISED = (promised.EPSILON_KEY, promised.DELTA_KEY)
+KNOWN = (*PLACED, *TEXTS, *PROMISED)
 """Every key that fedsparse reads; a client of one's own may read others."""
 _PAIR = re.compile(r"""\s*([^\s=]+)=('[^']*'|"[^"]*"|\S+)(?=\s|$)""")
 NEAR = 0.75
@@ -28,7 +27,7 @@ def check_told(text: str, *, local: bool = False) -> dict[str, Any]:
     """Return what a node configuration says, pairs `KEY=VALUE` or the path of a TOML file.
 
     `local` is for what `deploy local` adds to each node's own. Raises ConfigError for what Flower
-    would pass over or refuse, and for a key that is nearly one of ours.
+    would pass over or refuse, for a key that is nearly one of ours, and for a value that is none.
     """
     told = _file(text) if text.endswith(".toml") and "=" not in text else _pairs(text)
     for key in told:
@@ -39,7 +38,23 @@ def check_told(text: str, *, local: bool = False) -> dict[str, Any]:
             raise ConfigError(
                 f"--node-config: each node is told its own '{key}' by this command; leave it out"
             )
+    _check_values(told)
     return told
+
+
+def _check_values(told: dict[str, Any]) -> None:
+    """Raise ConfigError for a value that a message would be refused for once the node is up."""
+    for key in told.keys() & set(TEXTS):
+        if not (isinstance(told[key], str) and told[key]):
+            raise ConfigError(f'--node-config: {key}={told[key]} is no text; write {key}="..."')
+    for key in told.keys() & set(PLACED):
+        if type(told[key]) is not int or told[key] < 0:
+            raise ConfigError(
+                f"--node-config: {key}={told[key]} is no whole number from 0 on; write {key}=0, 1, "
+                "..."
+            )
+    for key in told.keys() & set(PROMISED):
+        promised.bound(told, key)
 
 
 def _pairs(text: str) -> dict[str, Any]:

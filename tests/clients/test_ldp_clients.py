@@ -10,7 +10,7 @@ from clients import client_app, promise
 from clients.ldp import LdpIht, Nldp
 from fedsparse import messages, wire
 from fedsparse.errors import ConfigError, DataError
-from fedsparse.privacy import regression
+from fedsparse.privacy import promised, regression
 from simulations import flower_internals as internals
 from tests.clients.visits import context, strategy, visit
 from tests.tiny_runs import tiny
@@ -128,7 +128,7 @@ def test_classes_are_no_targets():
 def refused(most, *assignments, name="nldp", kind=messages.TRAIN):
     server = made(name, *assignments)
     node = context()
-    node.node_config.update({promise.PROMISE_KEY: most, messages.STATE_PATH_KEY: "states"})
+    node.node_config.update({promised.EPSILON_KEY: most, messages.STATE_PATH_KEY: "states"})
     promise.hold(node, kind, server.task.config, server.plan(1))
 
 
@@ -151,9 +151,12 @@ def test_a_node_that_promises_takes_part_where_the_run_keeps_its_promise():
             {"name": "fedavg"},
             r"takes part in training by nldp or ldp-iht alone",
         ),
-        ("much", (), {}, r"'max-epsilon' is 'much'; start it with a number above 0"),
+        ("much", (), {}, r"'max-epsilon' is 'much'; start it with a finite number above 0"),
         (True, (), {}, r"'max-epsilon' is True"),
         (float("nan"), (), {}, r"'max-epsilon' is nan"),
+        (float("inf"), (), {}, r"'max-epsilon' is inf; .* for example .*'max-epsilon=1\.0'"),
+        (10**400, (), {}, r"'max-epsilon' is 10{39}; start it"),
+        (-1, (), {}, r"'max-epsilon' is -1; start it"),
     ],
 )
 def test_a_node_that_promises_refuses_what_would_break_it(most, assignments, more, reason):
@@ -161,16 +164,31 @@ def test_a_node_that_promises_refuses_what_would_break_it(most, assignments, mor
         refused(most, *assignments, **more)
 
 
+@pytest.mark.parametrize("most", [0, 1, 2.0, float("nan"), float("inf"), "1e-5"])
+def test_a_delta_that_bounds_no_chance_is_no_promise(most):
+    server, node = made("nldp"), context()
+    node.node_config.update({promised.EPSILON_KEY: 1.0, promised.DELTA_KEY: most})
+    with pytest.raises(ConfigError, match=r"'max-delta' is .*; start it with a number between 0"):
+        promise.hold(node, messages.TRAIN, server.task.config, server.plan(1))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["strategy.epsilon", "privacy.delta"])
+def test_a_server_s_promise_is_a_finite_number(key, value):
+    with pytest.raises(ConfigError, match=rf"{key} = {value}: must be a finite number"):
+        made("nldp", f"{key}={value}")
+
+
 def test_a_node_that_promises_must_remember_what_it_told():
     server, node = made("nldp", "privacy.entropy=system"), context()
-    node.node_config[promise.PROMISE_KEY] = 1.0
+    node.node_config[promised.EPSILON_KEY] = 1.0
     with pytest.raises(ConfigError, match=r"forget what it has told when it restarts; start it"):
         promise.hold(node, messages.TRAIN, server.task.config, server.plan(1))
 
 
 def test_the_app_holds_the_node_to_its_promise():
     node = context()
-    node.node_config.update({promise.PROMISE_KEY: 0.5, messages.STATE_PATH_KEY: "states"})
+    node.node_config.update({promised.EPSILON_KEY: 0.5, messages.STATE_PATH_KEY: "states"})
     server = made("nldp")
     with pytest.raises(ConfigError, match=r"0\.5 at most"):
         visit(server, held=node)
@@ -215,7 +233,7 @@ def promising(tmp_path):
     np.savez(tmp_path / "own.npz", x=rng.normal(size=(20, 30)), y=np.arange(40.0, 60.0))
     told = {"data-path": str(tmp_path / "own.npz"), "cache-path": str(tmp_path / "kept")}
     told[messages.STATE_PATH_KEY] = str(tmp_path / "states")
-    node.node_config.update({promise.PROMISE_KEY: 1.0, **told})
+    node.node_config.update({promised.EPSILON_KEY: 1.0, **told})
     return node
 
 
@@ -259,7 +277,7 @@ def test_samples_that_are_promised_are_neither_counted_by_target_nor_stamped(pro
 
 
 def test_a_node_that_promises_nothing_says_what_is_wrong(promising):
-    del promising.node_config[promise.PROMISE_KEY]
+    del promising.node_config[promised.EPSILON_KEY]
     with pytest.raises(DataError, match="its highest label is 59, the run's classes are 0 to 1"):
         asked(promising, "data.labels=a,b")
     with pytest.raises(DataError, match="these targets are numbers, there are no classes"):

@@ -5,16 +5,17 @@ import sys
 
 import pytest
 
-from clients import kept_state, promise
+from clients import kept_state
 from fedsparse import messages
 from fedsparse.data import node
 from fedsparse.errors import ConfigError
+from fedsparse.privacy import promised
 from simulations.deployment import local
 from simulations.deployment.told import KNOWN, check_told
 from tests.command_line import error_line, invoke
 
 OURS = (node.PATH, node.TEST, node.LABEL, node.CACHE, kept_state.PATH)
-PROMISED = (promise.PROMISE_KEY, promise.DELTA_KEY)
+PROMISED = (promised.EPSILON_KEY, promised.DELTA_KEY)
 
 
 def test_the_known_keys_are_those_that_somebody_reads():
@@ -42,6 +43,14 @@ def test_what_a_node_is_told_is_read_as_flower_reads_it(tmp_path):
         ('data-path="/srv",label="y"', "is neither a number nor"),
         ("/srv", "is no KEY=VALUE"),
         ("no-such.toml", "cannot be read"),
+        ("data-path=3", 'data-path=3 is no text; write data-path="..."'),
+        ('state-path=""', 'is no text; write state-path="..."'),
+        ("partition-id=-1", "partition-id=-1 is no whole number from 0 on; write"),
+        ("partition-id=true", "partition-id=True is no whole number from 0 on; write"),
+        ("max-epsilon=nan", "'max-epsilon' is nan; start it with a finite number above 0"),
+        ("max-epsilon=inf", "'max-epsilon' is inf; start it with a finite number above 0"),
+        ("max-epsilon=-1", "'max-epsilon' is -1; start it with a finite number above 0"),
+        ("max-epsilon=1.0 max-delta=1", "'max-delta' is 1; start it with a number between 0 and 1"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(text, remedy):
