@@ -74,6 +74,22 @@ def folder() -> Path:
     return Path(root) / "fedsparse" / "data"
 
 
+def unwritable(kept: Path | None = None) -> str | None:
+    """Return why nothing can be kept in a folder, by default the user's cache; None where it can.
+
+    A small file is written there to see.
+    """
+    try:
+        place = kept or folder()
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except (OSError, RuntimeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
 def state_of(path: Path) -> str:
     """Return what tells a file, or the files of a folder, from what it was before a change."""
     if not path.is_dir():

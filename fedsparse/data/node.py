@@ -5,6 +5,7 @@ column) and `cache-path`. Decoded samples are kept on the disk and mapped, so th
 answers one message parses nothing. They are split by the run's seed as a part of the data set is.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -115,11 +116,24 @@ def told(config: Config, node_config: Mapping[str, Any]) -> ConfigRecord | None:
             raise DataError(NO_DATA)
         wanted = wanted_of(config, place)
         (x, y), test = _decoded(place, wanted)
+        if not isinstance(x, np.memmap):
+            _tell_unkept(place)
         if test is not None:
             nodes.fitted(test, wanted, f"'{place.test or place.path}'")
         return schema.schema_of(Dataset(x, y, wanted.classes)).record()
     except FedSparseError as error:
         return schema.problem_record(str(error))
+
+
+def _tell_unkept(place: Place) -> None:
+    """Log at the node that its decoded samples are not kept; they are decoded for each message."""
+    kept = None if place.kept is None else _at_home(place.kept, CACHE)
+    logging.getLogger(__name__).warning(
+        "%s cannot keep decoded samples (%s): they are decoded anew for each message; let the node "
+        "write there, or set %s to another folder",
+        "the user's cache folder" if kept is None else f"{CACHE} = '{kept}'",
+        *(decoded.unwritable(kept) or "no room is left", CACHE),
+    )
 
 
 def wanted_of(config: Config, place: Place) -> Wanted:

@@ -392,6 +392,25 @@ def test_a_damaged_cache_is_made_again(tmp_path, cache):
     np.testing.assert_array_equal(own({"data-path": str(path)}).train.x, digits().x)
 
 
+def test_a_cache_that_cannot_be_written_is_told_once_and_done_without(tmp_path, caplog):
+    path, file = write_csv(tmp_path, digits()), tmp_path / "file"
+    file.write_text("no folder")
+    told = {"data-path": str(path), "cache-path": str(file)}
+    config = configuration.resolve(NODES)
+    assert schema.read(node.told(config, told)).samples == 30
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"cache-path = '{file}' cannot keep decoded samples (")
+    assert line.endswith("let the node write there, or set cache-path to another folder")
+    np.testing.assert_array_equal(own(told).train.x, digits().x)
+    assert len(caplog.records) == 1
+
+
+def test_a_cache_that_is_written_is_not_told_of(tmp_path, caplog):
+    told = {"data-path": str(write_csv(tmp_path, digits())), "cache-path": str(tmp_path / "kept")}
+    node.told(configuration.resolve(NODES), told)
+    assert not caplog.records
+
+
 def test_a_folder_is_another_when_one_of_its_files_is(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1").write_text("1")
