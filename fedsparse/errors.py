@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable
 
 LONGEST_LINE = 300
-"""Letters of a reason that tables and messages show."""
+"""Characters of a reason that tables and messages show."""
 
 
 class FedSparseError(Exception):
@@ -120,12 +120,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: str | None) -> str:
-    """Return the last line of a reason, bounded, for tables and messages.
+    """Return the last line of a reason, for tables and messages: bounded, and nothing but print.
 
-    Spaces stand for what does not print, such as colours and other commands to a terminal.
+    It may come from another machine, and what controls a terminal is not shown. Of one that is too
+    long the middle is left out, for the remedy stands at the end.
     """
-    for line in map(str.strip, reversed((text or "").splitlines())):
-        shown = "".join(letter if letter.isprintable() else " " for letter in line[:LONGEST_LINE])
-        if words := shown.split():
-            return " ".join(words)
-    return "no reason given"
+    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    if not lines:
+        return "no reason given"
+    found, half = lines[-1], (LONGEST_LINE - 5) // 2
+    if len(found) > LONGEST_LINE:
+        found = f"{found[:half]} ... {found[-half:]}"
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in found)

@@ -90,6 +90,7 @@ def read(record: ConfigRecord) -> Schema | str:
         or not isinstance(dtype, str)
         or max(len(shape), len(dtype)) > LONGEST
         or not all(part.isascii() and part.isdecimal() for part in shape.split("x"))
+        or not (dtype.isascii() and dtype.isalnum())
     ):
         return "it tells no schema of its data; install the same fedsparse there"
     counts = [n for n in numbers if isinstance(n, int) and -1 <= n <= MOST_SAMPLES]

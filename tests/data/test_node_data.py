@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord
 
 from fedsparse import config as configuration
 from fedsparse import data
@@ -487,7 +488,25 @@ def test_a_schema_travels_and_whatever_else_comes_is_told():
     assert schema.read(known.record()) == known
     assert (known.samples, known.shape, known.seen, known.highest) == (30, (1, 8, 8), 10, 9)
     assert schema.read(schema.problem_record("'/a.csv' is missing")) == "'/a.csv' is missing"
-    for key, value in (("shape", "8x-8"), ("shape", 3), ("samples", -1), ("samples", 2**60)):
+    for key, value in (
+        *(("shape", "8x-8"), ("shape", 3), ("samples", -1), ("samples", 2**60)),
+        *(("dtype", "\x1b[2J"), ("dtype", ""), ("dtype", "float32" * 10)),
+    ):
         record = known.record()
         record[key] = value
         assert "install the same fedsparse" in schema.read(record)
+
+
+def test_a_problem_that_a_node_tells_is_one_line_of_print_and_bounded():
+    """Whoever is a node can write it: it must not move the cursor, nor fill the screen."""
+    for told, shown in (
+        ("first\n\x1b[2Jlast\r\n \n", "?[2Jlast"),
+        ("a\x07b\u202ec\x9bd\ud800", "a?b?c?d?"),
+        ("tab\tand\xa0space", "tab and space"),
+        (" \r\n\x0b", "no reason given"),
+    ):
+        assert schema.read(ConfigRecord({"problem": told})) == shown
+    long = schema.read(ConfigRecord({"problem": f"'/{'x' * 10**6}.csv' is cut off; copy it again"}))
+    assert len(long) <= 300
+    assert long.startswith("'/xxx")
+    assert long.endswith("is cut off; copy it again")

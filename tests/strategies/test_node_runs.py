@@ -178,6 +178,18 @@ def test_what_a_broken_node_tells_ends_no_run(tmp_path, nodes, monkeypatch):
     ]
 
 
+def test_what_a_hostile_node_says_is_wrong_moves_no_cursor(tmp_path, nodes, monkeypatch):
+    said = ConfigRecord({"problem": "\x1b]0;mine\x07\x1b[2J" + "all is well " * 100})
+    monkeypatch.setattr(schema, "problem_record", lambda text: said)
+    nodes[1]["data-path"] += ".gone"
+    _, (note,) = play(tmp_path / "run", tiny(*SERVER_LESS), NodeGrid(nodes))
+    (row,) = [r for r in RunFolder.open(tmp_path / "run").clients() if r["status"] != "ok"]
+    for shown in (note, row["reason"]):
+        assert shown.isprintable()
+        assert len(shown) < 350
+        assert "?]0;mine??[2Jall is well" in shown
+
+
 SUMMED = (
     *("strategy.name=fedavg", "strategy.pretrain_epochs=0", "secure.aggregation=true"),
     *("fleet.min_replies=0.5", "run.rounds=1"),
