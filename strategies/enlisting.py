@@ -4,7 +4,7 @@ A node that says it has none of its own uses its part of the run's data set. One
 fit is never asked; the run goes on while `fleet.min_replies` of the clients are left.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fedsparse import data
@@ -89,6 +89,18 @@ def rows(refused: Mapping[int, str]) -> list[Row]:
             **nothing,
         }
         for client, reason in refused.items()
+    ]
+
+
+def unwritten(left_out: Iterable[Row], there: Iterable[Row], number: int) -> list[Row]:
+    """Return the rows of clients left out that a folder lacks, as of the round that is done.
+
+    A run that goes on asks its nodes again, and what was wrong may be another node, or another
+    thing.
+    """
+    known = {(row["client"], row.get("reason")) for row in there if row["kind"] == KIND}
+    return [
+        {**row, "round": number} for row in left_out if (row["client"], row["reason"]) not in known
     ]
 
 

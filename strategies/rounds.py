@@ -23,7 +23,7 @@ from fedsparse.messages import Plan
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress
 from fedsparse.sparsity import Mask, State
-from strategies import foreign
+from strategies import enlisting, foreign
 from strategies.addressing import MeteredGrid, Traffic
 from strategies.base import SparseStrategy
 from strategies.client_rows import client_rows, remedy
@@ -121,6 +121,8 @@ class RoundLoop:
         with self.writer:
             if first < 0:
                 self.begin()
+            elif left := enlisting.unwritten(self.left_out, self.folder.clients(), first):
+                self.folder.append_clients(left)
             for number in range(max(first, 0) + 1, self.config.run.rounds + 1):
                 self.round(number)
             self.last_test()
@@ -143,6 +145,7 @@ class RoundLoop:
     def begin(self) -> None:
         """Make the initial model, with whatever exchanges the strategy needs."""
         started = time.perf_counter()
+        self.folder.append_clients(self.left_out)
         if isinstance(self.strategy, SparseStrategy):
             self.strategy.prepare(self.grid)
         else:
@@ -152,7 +155,6 @@ class RoundLoop:
         failed = self.strategy.failures if isinstance(self.strategy, SparseStrategy) else {}
         heard = traffic.up.keys() - failed.keys()
         self.ledger.write(0, traffic.down, heard, (None, self.mask), self.state, traffic)
-        self.folder.append_clients(self.left_out)
         self.record(0, [], traffic, None, time.perf_counter() - started)
         self.checkpoint(0)
 

@@ -190,6 +190,74 @@ def test_what_a_hostile_node_says_is_wrong_moves_no_cursor(tmp_path, nodes, monk
         assert "?]0;mine??[2Jall is well" in shown
 
 
+class Failing(NodeGrid):
+    """A grid whose nodes are gone from the second round of training on."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        sent = list(messages)
+        trained = sum(kind == "train" for kind, _ in self.asked)
+        if trained and sent[0].metadata.message_type == "train":
+            raise GridError("the nodes are gone")
+        return super().send_and_receive(sent, timeout=timeout)
+
+
+def go_on(out, config, grid):
+    """Go on with a run as in a new process; return the notes."""
+    task, noted, folder = Task.of(config), Noted(), RunFolder.open(out)
+    with folder.lock():
+        execute(task, foreign.make(task), grid, folder, noted)
+    return noted.notes
+
+
+def left_out(out):
+    found = [row for row in RunFolder.open(out).clients() if row["kind"] == "data"]
+    return [(row["round"], row["client"], row["reason"].partition(";")[0]) for row in found]
+
+
+def test_who_is_left_out_stands_there_also_where_the_run_never_begins(tmp_path, nodes):
+    """The nodes that are left fail before round 1, in the exchange that makes the mask."""
+    nodes[1]["data-path"] += ".gone"
+    grid = NodeGrid(nodes)
+    plain = grid.answer
+
+    def answer(message):
+        if message.metadata.message_type == "query":
+            return plain(message)
+        raise GridError("the nodes are gone")
+
+    grid.answer = answer
+    scored = ("strategy.name=static", "strategy.scored_by=clients", "strategy.criterion=snip")
+    changes = (*scored, "fleet.min_replies=0.3")
+    with pytest.raises(GridError, match="the nodes are gone"):
+        play(tmp_path / "run", tiny(*SERVER_LESS, *changes), grid)
+    assert [(number, client) for number, client, _ in left_out(tmp_path / "run")] == [(0, 1)]
+
+
+def test_a_run_that_goes_on_tells_who_is_left_out_as_at_its_begin(tmp_path, nodes):
+    """Node 1 never fits; node 2 has lost its file when the run goes on."""
+    config, out = tiny(*SERVER_LESS, "fleet.min_replies=0.3"), tmp_path / "run"
+    nodes[1]["data-path"] += ".gone"
+    with pytest.raises(GridError, match="the nodes are gone"):
+        play(out, config, Failing(nodes))
+    first = (0, 1, f"data-path = '{nodes[1]['data-path']}' does not exist at this node")
+    assert left_out(out) == [first]
+    nodes[2]["data-path"] += ".gone"
+    second = (1, 2, f"data-path = '{nodes[2]['data-path']}' does not exist at this node")
+    grid = Failing(nodes)
+    grid.asked.append(("train", 0))
+    with pytest.raises(GridError, match="the nodes are gone"):
+        go_on(out, config, grid)
+    assert left_out(out) == [first, second]
+    grid = NodeGrid(nodes)
+    notes = go_on(out, config, grid)
+    assert [note.partition(" is left out")[0] for note in notes] == [
+        "the node of client 1",
+        "the node of client 2",
+    ]
+    assert left_out(out) == [first, second]
+    assert {client for kind, client in grid.asked if kind == "train"} == {0}
+
+
 SUMMED = (
     *("strategy.name=fedavg", "strategy.pretrain_epochs=0", "secure.aggregation=true"),
     *("fleet.min_replies=0.5", "run.rounds=1"),
