@@ -109,8 +109,11 @@ def samples(told: Told) -> dict[int, int]:
     return {client: one.samples for client, one in told.items() if isinstance(one, Schema)}
 
 
-def partition(task: Task, told: Told) -> dict[str, Any]:
-    """Return what the run folder says of who holds what; of nodes' own data, what they tell."""
+def partition(task: Task, told: Told, refused: Mapping[int, str]) -> dict[str, Any]:
+    """Return what the run folder says of who holds what, and who is left out.
+
+    Of nodes' own data that is what they tell.
+    """
     own = bool(told) or task.config.data.name == nodes.NAME
     counts = [[] for _ in range(task.data.clients)] if own else data.partition_counts(task.data)
     found: dict[str, Any] = {
@@ -121,6 +124,8 @@ def partition(task: Task, told: Told) -> dict[str, Any]:
     }
     if told:
         found["nodes"] = {str(client): _said(one) for client, one in sorted(told.items())}
+    if refused:
+        found["left_out"] = {str(client): reason for client, reason in refused.items()}
     return found
 
 

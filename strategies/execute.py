@@ -63,7 +63,7 @@ def execute(
     refused = enlisting.check(task, directory.schemas, progress.note)
     if isinstance(strategy, SparseStrategy):
         strategy.directory = directory
-    folder.write_json("partition.json", enlisting.partition(task, directory.schemas))
+    folder.write_json("partition.json", enlisting.partition(task, directory.schemas, refused))
     asynchronous = isinstance(strategy, AsyncStrategy)
     loop_of = AsyncLoop if asynchronous else RoundLoop
     if config.secure.aggregation:

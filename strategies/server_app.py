@@ -5,6 +5,7 @@ same keys as everywhere else; the run folder is `runs/flower-<run id>` where the
 or the folder that `FEDSPARSE_OUT` names. An unfinished run in that folder goes on.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ from strategies.task import Task
 
 COMMAND = "flwr run ."
 """What the run folder of a run on Flower's nodes says that started it."""
+
+
+class Logged(Silent):
+    """Puts what is noted into the app's log, which `flwr log` shows."""
+
+    def note(self, text: str) -> None:
+        """Log a line."""
+        logging.getLogger(__name__).warning(text)
+
 
 app = ServerApp()
 
@@ -49,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
     with folder.lock():
         prompt = PromptGrid(grid, least=task.config.fleet.min_replies)
         try:
-            execute(task, strategy, prompt, folder, Silent())
+            execute(task, strategy, prompt, folder, Logged())
         except TooFewRepliesError as error:
             kept = max(folder.checkpoints(), default=0)
             raise TooFewRepliesError(

@@ -235,12 +235,16 @@ def follow(
     No wait is without a bound: a round may take `engine.timeout` and what surrounds it.
     `meanwhile` is told the number of each round that has ended.
     """
-    seen, progressed, asked = -1, time.monotonic(), time.monotonic()
+    seen, progressed, asked, begun = -1, time.monotonic(), time.monotonic(), time.time()
+    refused: dict[str, str] | None = None
     limit = config.engine.timeout + 2 * START_SECONDS
     progress.start(config.run.rounds, 0)
     while True:
         time.sleep(0.2)
         now = time.monotonic()
+        if refused is None and (refused := left_out(fleet.out, begun)):
+            for client, why in refused.items():
+                progress.note(f"the node of client {client} is left out: {why}")
         for row in rows_after(fleet.out, seen):
             seen, progressed = int(row["round"]), now
             progress.round_done(row)
@@ -270,6 +274,18 @@ def rows_after(out: Path, number: int) -> list[dict[str, Any]]:
     lines = text.splitlines(keepends=True)
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
     return [row for row in rows if row["round"] > number]
+
+
+def left_out(out: Path, since: float) -> dict[str, str] | None:
+    """Return why nodes are left out, by client; None where that was not written since a time."""
+    place = out / "partition.json"
+    try:
+        if place.stat().st_mtime < since:
+            return None
+        told = json.loads(place.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return dict(told.get("left_out", {}))
 
 
 def reason_in(log: Path) -> str:

@@ -151,6 +151,8 @@ def test_a_node_that_does_not_fit_is_left_out_and_named(tmp_path, nodes, name):
     (row,) = [r for r in RunFolder.open(tmp_path / "run").clients() if r["status"] != "ok"]
     assert (row["client"], row["round"], row["status"]) == (1, 0, "failed")
     assert told in row["reason"]
+    said = RunFolder.open(tmp_path / "run").read_json("partition.json")["left_out"]
+    assert said == {"1": row["reason"]}
 
 
 def test_too_few_that_fit_stop_the_run_before_its_first_round(tmp_path, nodes):

@@ -57,6 +57,15 @@ def stopped(out, monkeypatch, *assignments):
         start(out, monkeypatch, *assignments, grid=Failing)
 
 
+def test_what_is_to_be_known_of_a_run_is_in_the_log_of_its_app(tmp_path, monkeypatch, caplog):
+    def noting(task, strategy, grid, folder, progress):
+        progress.note("the node of client 3 is left out: its samples are 1x7x7")
+
+    monkeypatch.setattr(server_app, "execute", noting)
+    start(tmp_path / "run", monkeypatch)
+    assert "the node of client 3 is left out: its samples are 1x7x7" in caplog.messages
+
+
 def test_an_unfinished_run_goes_on_to_the_bits_of_a_whole_one(tmp_path, monkeypatch):
     stopped(tmp_path / "run", monkeypatch)
     folder = start(tmp_path / "run", monkeypatch)
