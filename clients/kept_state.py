@@ -25,6 +25,7 @@ that restarts within such a round is lost to it.
 import errno
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ MAGIC = b"fedsparse state 1\n"
 DIGEST_BYTES = 32
 MOST_RUNS = 8
 """Runs of which a client's state is kept; those that were written to longest ago go."""
+LEAST_SECONDS = 7 * 86400.0
+"""Age below which none goes: a run that others overtook may be in progress still, and a client
+that meets it without its state would begin anew without a word."""
 
 UNREADABLE = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError),
@@ -134,7 +138,10 @@ def place_of(context: Context) -> Path | None:
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f'the node\'s {PATH} = {folder!r} is no text; write {PATH}="..."')
     name = f"run-{context.run_id}-client-{client_id(context)}.state"
-    return Path(folder).expanduser() / name
+    try:
+        return Path(folder).expanduser() / name
+    except RuntimeError:
+        raise ConfigError(f"{PATH} = '{folder}': nobody has such a home; write it out") from None
 
 
 def named(message: Message) -> tuple[str, int]:
@@ -171,12 +178,17 @@ def write(path: Path, kept: Kept) -> None:
 
 
 def forget_old_runs(path: Path) -> None:
-    """Remove a client's states of all but the last runs that wrote one."""
+    """Remove a client's states of all but the last runs, unless they were written lately.
+
+    That of the run whose message is being answered stays in any case.
+    """
     client = path.name.rpartition("-client-")[2]
     with suppress(OSError):
-        others = sorted(path.parent.glob(f"run-*-client-{client}"), key=lambda p: p.stat().st_mtime)
-        for old in others[:-MOST_RUNS]:
-            if old != path:
+        written = {p: p.stat().st_mtime for p in path.parent.glob(f"run-*-client-{client}")}
+        newest_first = sorted(written, key=written.__getitem__, reverse=True)
+        latest = time.time() - LEAST_SECONDS
+        for old in newest_first[MOST_RUNS:]:
+            if old != path and written[old] < latest:
                 old.unlink()
 
 

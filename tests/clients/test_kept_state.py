@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import numpy as np
 import pytest
@@ -140,6 +141,35 @@ def test_states_of_old_runs_go(tmp_path, ditto):
     assert len(left) == kept_state.MOST_RUNS + 1
     assert {"run-1-client-1.state", f"run-{RUN}-client-0.state"} <= left
     assert {f"run-{run}-client-0.state" for run in range(113, 120)} <= left
+
+
+def test_a_run_that_others_overtook_keeps_its_state_for_a_week(tmp_path, ditto):
+    """Its server may wait for days, and ask for the client's next round then."""
+    now = time.time()
+    in_progress, over = (tmp_path / f"run-{run}-client-0.state" for run in (1, 2))
+    for path, age in ((in_progress, 6), (over, 8)):
+        path.write_bytes(b"old")
+        os.utime(path, (now - age * 86400,) * 2)
+    for run in range(100, 100 + kept_state.MOST_RUNS):
+        (tmp_path / f"run-{run}-client-0.state").write_bytes(b"new")
+    answer(ditto, 1, told(tmp_path))
+    assert in_progress.exists()
+    assert not over.exists()
+
+
+def test_the_state_that_was_just_written_stays_whatever_the_clock_says(tmp_path, ditto):
+    """A node without a clock of its own starts in 1970; all others' states are newer."""
+    answer(ditto, 1, told(tmp_path))
+    os.utime(file_of(tmp_path), (0, 0))
+    for run in range(100, 120):
+        (tmp_path / f"run-{run}-client-0.state").write_bytes(b"new")
+    kept_state.forget_old_runs(file_of(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 21
+
+
+def test_a_folder_in_nobody_s_home_is_refused(ditto):
+    with pytest.raises(ConfigError, match=r"state-path = '~nobody-at-all/x': nobody has such a"):
+        kept_state.place_of(context_of(told("~nobody-at-all/x")))
 
 
 def test_a_full_disk_fails_the_message_and_leaves_the_old_state(tmp_path, ditto, monkeypatch):
