@@ -26,7 +26,7 @@ def numbered(
     if values.ndim != 1:
         raise DataError(f"{where}: labels have shape {values.shape}; use one a sample")
     if values.dtype.kind in "OUS":
-        values = _of_text([str(value) for value in values.tolist()], classes, names, where)
+        values = _of_text([_text(value) for value in values.tolist()], classes, names, where)
     if values.dtype.kind == "b":
         values = values.astype(np.int64)
     if values.dtype.kind not in "iuf":
@@ -45,6 +45,10 @@ def numbered(
     if len(values) and not (values.min() >= 0 and values.max() < MOST_CLASSES):
         raise DataError(f"{where}: labels must be numbers from 0 on; number the classes so")
     return values.astype(np.int64)
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _of_text(texts: list[str], classes: int, names: Sequence[str], where: str) -> NDArray[Any]:

@@ -179,6 +179,12 @@ def test_names_of_classes_are_numbered_alike_wherever_some_lack(tmp_path):
         node_files.read(tmp_path / "own.tsv", Wanted((1,), 3, ("cats", "dogs", "cows")))
 
 
+def test_names_of_classes_may_be_bytes_as_numpy_keeps_them(tmp_path):
+    np.savez(tmp_path / "own.npz", x=np.zeros((3, 2)), y=np.array([b"dog", b"cat", b"dog"]))
+    (_, y), _ = node_files.read(tmp_path / "own.npz", Wanted((2,), 2, ("cat", "dog")))
+    assert y.tolist() == [1, 0, 1]
+
+
 def test_one_class_stands_for_real_targets(tmp_path):
     (tmp_path / "own.csv").write_text("1,2,0.25\n3,4,-1e3\n")
     (_, y), _ = node_files.read(tmp_path / "own.csv", Wanted((2,), 1))
