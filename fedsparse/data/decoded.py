@@ -85,6 +85,8 @@ def unwritable(kept: Path | None = None) -> str | None:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(4096))
             file.flush()
+    except (FileExistsError, NotADirectoryError):
+        return "it is no folder"
     except (OSError, RuntimeError) as error:
         return getattr(error, "strerror", None) or str(error)
     return None

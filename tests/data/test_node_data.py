@@ -406,7 +406,7 @@ def test_a_cache_that_cannot_be_written_is_told_once_and_done_without(tmp_path, 
     config = configuration.resolve(NODES)
     assert schema.read(node.told(config, told)).samples == 30
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"cache-path = '{file}' cannot keep decoded samples (")
+    assert line.startswith(f"cache-path = '{file}' cannot keep decoded samples (it is no folder)")
     assert line.endswith("let the node write there, or set cache-path to another folder")
     np.testing.assert_array_equal(own(told).train.x, digits().x)
     assert len(caplog.records) == 1
