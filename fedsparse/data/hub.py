@@ -93,7 +93,8 @@ def _saved_splits(datasets: Any, path: str) -> dict[str, Any]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
-            f"'{path}' cannot be read as a saved Hugging Face dataset: {reason[:200]}"
+            f"'{path}' cannot be read as a saved Hugging Face dataset: {reason[:200]}; copy it "
+            "again, or save it anew by save_to_disk"
         ) from None
 
 

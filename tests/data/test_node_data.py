@@ -294,6 +294,14 @@ def test_an_idx_file_that_is_cut_off_or_damaged_is_to_be_copied_again(tmp_path, 
         node_files.read(tmp_path, DIGITS)
 
 
+def test_a_saved_dataset_that_is_cut_off_is_to_be_copied_again(tmp_path):
+    (arrow,) = write_saved(tmp_path, digits()).glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:400])
+    told = r"cannot be read as a saved Hugging Face dataset: .*; copy it again, or save it anew"
+    with pytest.raises(DataError, match=told):
+        node_files.read(arrow.parent, DIGITS)
+
+
 def test_folders_say_what_they_lack(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no data of a known kind"):
