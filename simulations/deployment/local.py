@@ -24,6 +24,7 @@ from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Progress, Silent
 from simulations.deployment import app, certificates
 from simulations.deployment.certificates import Authority, ServerFiles
+from simulations.deployment.lost_nodes import LINK, NODE, LostNodes
 from simulations.deployment.node import POLL
 from simulations.deployment.processes import (
     Process,
@@ -42,7 +43,6 @@ START_SECONDS = 90.0
 CALL_SECONDS = 60.0
 STATE_EVERY = 10.0
 """Seconds between looks at the run's state, each of which is a process of Flower's."""
-LINK = "superlink"
 RAISED = "ServerApp failed with exception: "
 """How Flower begins what it keeps of an exception."""
 UNTOLD = "N/A"
@@ -63,6 +63,23 @@ class Fleet:
     told: str = ""
     """What else nodes are told, as `--node-config` has it; {client} stands for the client."""
     link: Process = field(init=False)
+    _joined: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Remember who had joined an earlier life of the run."""
+        self._joined = self._last_joined()
+
+    @property
+    def joined(self) -> bool:
+        """Whether every node has joined the run since this fleet was made."""
+        return self._last_joined() != self._joined
+
+    def _last_joined(self) -> int | None:
+        """Return when the server last wrote down who holds what; it does so once all are there."""
+        try:
+            return (self.out / "partition.json").stat().st_mtime_ns
+        except OSError:
+            return None
 
     @property
     def address(self) -> str:
@@ -98,7 +115,7 @@ class Fleet:
         """Start the node of a client with its registered key; it connects by itself."""
         key = self.folder / f"node-{client}.key"
         command = self.node_command(client, key)
-        return self.processes.start(f"node-{client}", command, {POLL: "0.2"})
+        return self.processes.start(f"{NODE}{client}", command, {POLL: "0.2"})
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """Ask Flower's own command line for JSON; raises GridError where it refuses."""
@@ -232,12 +249,14 @@ def follow(
 ) -> None:
     """Wait until a run has completed, and show its rounds; raises GridError where it fails.
 
-    No wait is without a bound: a round may take `engine.timeout` and what surrounds it.
-    `meanwhile` is told the number of each round that has ended.
+    A node that ends early is told of, and ends the run where that cannot do without it. No wait is
+    without a bound: a round may take `engine.timeout` and what surrounds it. `meanwhile` is told
+    the number of each round that has ended.
     """
     seen, progressed, asked, begun = -1, time.monotonic(), time.monotonic(), time.time()
     refused: dict[str, str] | None = None
     limit = config.engine.timeout + 2 * START_SECONDS
+    nodes = LostNodes(fleet.processes, config.fleet, progress)
     progress.start(config.run.rounds, 0)
     while True:
         time.sleep(0.2)
@@ -258,6 +277,8 @@ def follow(
                 return
             if state.startswith("finished"):
                 raise GridError(f"the run ended as {state}: {fleet.reason(run)}")
+        if not finished:
+            nodes.look(fleet.joined)
         if now - progressed > limit:
             raise GridError(
                 f"no round ended within {limit:.0f} s; superlink: {fleet.link.said()}; "

@@ -5,6 +5,7 @@ telemetry, update checks and installing at run time are off.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,6 +30,8 @@ QUIET = {
 END_SECONDS = 5.0
 """How long a process may take to end before it is killed."""
 QUOTED_LINES = 4
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+NOTHING = {"", "INFO"}
 
 
 @dataclass(frozen=True)
@@ -196,10 +199,14 @@ def _group_lives(process: Process) -> bool:
 
 
 def quoted(log: Path, lines: int = QUOTED_LINES) -> str:
-    """Return the last lines of a log on one line; says so where there are none."""
+    """Return the last lines of a log on one line; says so where there are none.
+
+    Colours are left out, and lines of Flower's that hold a level alone.
+    """
     with suppress(OSError):
-        found = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-        if last := [line for line in found if line][-lines:]:
+        told = COLOURS.sub("", log.read_text(errors="replace"))
+        found = [" ".join(line.split()) for line in told.splitlines()]
+        if last := [line for line in found if line.strip(": ") not in NOTHING][-lines:]:
             return " | ".join(last)
     return "its log is empty"
 
