@@ -35,6 +35,7 @@ from simulations.deployment.processes import (
     quoted,
 )
 from simulations.deployment.reaper import reaped
+from simulations.deployment.room import roomy
 from strategies import foreign, server_app
 from strategies.execute import check_clock
 from strategies.task import Task
@@ -168,13 +169,15 @@ def started(nodes: int, out: Path, told: str = "") -> Iterator[Fleet]:
 
     `told` is more for their `--node-config`, {client} in it the client. The folder, the keys and
     every process are gone when the context is left, also when that is by Ctrl-C, SIGTERM or an
-    error. Raises GridError for a process that doesn't start in time.
+    error. Raises GridError for a process that doesn't start in time, RunFolderError where the disk
+    has no room.
     """
     certificates.require_library()
     with (
         ended_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="fedsparse-", ignore_cleanup_errors=True) as made,
         reaped(Path(made)),
+        roomy(Path(made)),
         Processes(Path(made)) as processes,
     ):
         folder = Path(made)
@@ -199,10 +202,13 @@ def settled(config: Config, nodes: int, out: Path) -> Config:
     """Return the configuration with a client for each node and nothing left to be chosen.
 
     Raises ConfigError for what a run over real nodes cannot do, RunFolderError for a folder
-    that holds another run, or one that is finished.
+    that holds another run, one that is finished, or one that is in use.
     """
     if (out / "summary.json").exists():
         raise RunFolderError(f"the run in '{out}' is finished; choose another folder with --out")
+    if (out / "run.json").exists():
+        with RunFolder.open(out).lock():  # else its server would say so, half a minute later
+            pass
     config = config.model_copy(update={"fleet": config.fleet.model_copy(update={"clients": nodes})})
     check_real(config)
     task = Task.of(server_app.settled_before(out, config))

@@ -73,7 +73,9 @@ def test_a_node_that_was_started_anew_and_ends_anew_is_told_of_anew(processes):
     assert len(nodes.heard.notes) == 1
     nodes.start("node-1", FAILS)
     nodes.lost.look(joined=True)
-    assert nodes.heard.notes[1].startswith("node-1 ended by itself with exit status 3 (training | no room")
+    assert nodes.heard.notes[1].startswith(
+        "node-1 ended by itself with exit status 3 (training | no room"
+    )
 
 
 def test_a_run_ends_with_the_reason_when_too_few_nodes_are_left(processes):
