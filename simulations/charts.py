@@ -31,9 +31,9 @@ def all_charts(runs: Sequence[Results], names: Sequence[str]) -> dict[str, list[
     sections = {
         "Learning": [accuracy(runs, names), loss(runs, names)],
         "What accuracy costs": clock_charts.prices(timed, single),
-        "Sparsity": [*layer_densities(runs, names), mask_change(runs, names)],
+        "Sparsity": [*layer_densities(runs, names), *_known(mask_change(runs, names))],
         "Traffic": [traffic(runs, names), total_traffic(runs, names)],
-        "Clients": [client_accuracy(runs, names), *partitions(runs, names)],
+        "Clients": [*_known(client_accuracy(runs, names)), *partitions(runs, names)],
         "Budgets": budget_charts.charts(runs, names),
         "Devices": _known(
             device_charts.mixture(timed, single), device_charts.memory(timed, single)
@@ -69,10 +69,20 @@ def accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart:
         )
     title = "R²" if all(run.regression for run in runs) else "Accuracy"
     if not traces and all(run.finished for run in runs):
-        text = "There is no global model to test; how clients' own do stands under Clients."
-        return Chart("accuracy", title, text, None)
+        return Chart("accuracy", title, _untested(runs), None)
     layout = axes(f"{title} (%)", tozero=False)
     return _chart("accuracy", title, caption, traces, layout, legend, "was measured")
+
+
+def _untested(runs: Sequence[Results]) -> str:
+    """Return why the server tested nothing in runs that are finished."""
+    at_nodes = all(run.at_nodes for run in runs)
+    text = "The server has no test samples" if at_nodes else "There is no global model to test"
+    if not any(run.client_accuracies() for run in runs):
+        return f"{text}."
+    return (
+        f"{text}; how {'clients do' if at_nodes else 'those of clients do'} stands under Clients."
+    )
 
 
 def loss(runs: Sequence[Results], names: Sequence[str]) -> Chart:
@@ -86,32 +96,40 @@ def loss(runs: Sequence[Results], names: Sequence[str]) -> Chart:
             trace["marker"] |= {"color": colour_of(1)}
         legend = [Key(1, "solid", "Test set, global model")] * bool(test)
         legend += [Key(2, "dot", "Clients, while training")] * bool(train)
-    caption = "Mean loss a sample: solid on the held-out test set" + (
-        ", dotted on the clients' own samples while they train." if train else "."
-    )
+    where = {
+        (True, True): ": solid on the held-out test set, dotted on the clients' own samples while "
+        "they train",
+        (False, True): " on the clients' own samples while they train",
+    }.get((bool(test), bool(train)), " on the held-out test set")
+    caption = f"Mean loss a sample{where}."
     layout = axes("Loss (mean a sample)", tozero=False)
     return _chart("loss", "Loss", caption, test + train, layout, legend, "was measured")
 
 
-def mask_change(runs: Sequence[Results], names: Sequence[str]) -> Chart:
-    """Return how many entries of the mask differ from the round before."""
+def mask_change(runs: Sequence[Results], names: Sequence[str]) -> Chart | None:
+    """Return how many entries of the mask differ from the round before; None for dense runs."""
+    if all(run.finished and run.dense for run in runs):
+        return None
     traces, legend = _curves(runs, names, "mask_change", bars=len(runs) == 1)
-    caption = (
-        "Weights whose place in the mask changed since the round before, pruned and grown "
-        "counted together."
-    )
+    linear = all(run.linear for run in runs)
+    what = "Coefficients" if linear else "Weights"
+    caption = f"{what} that were pruned since the round before or grown, counted together."
     if not traces and all(run.finished for run in runs):
         text = "Clients have masks of their own, whose changes are not counted."
         return Chart("mask-change", "Mask change a round", text, None, wide=True)
     if traces and not any(any(trace["y"]) for trace in traces):
-        text = "No weight was pruned or grown after the first round: the mask stayed as it was."
+        text = (
+            "The same coefficients were kept from the first round on."
+            if linear
+            else "No weight was pruned or grown after the first round: the mask stayed as it was."
+        )
         return Chart("mask-change", "Mask change a round", text, None, wide=True)
     chart = _chart(
         "mask-change",
         "Mask change a round",
         caption,
         traces,
-        axes("Changed weights"),
+        axes("Changed coefficients" if linear else "Changed weights"),
         legend,
         "has a mask",
     )
@@ -179,16 +197,20 @@ def _without_silent_start(
     return rounds[skip:], values[skip:]
 
 
-def client_accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart:
-    """Return how the clients' own accuracies are spread."""
+def client_accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart | None:
+    """Return how the clients' own accuracies are spread; None where no client tests anything."""
     found = [(i, run.client_accuracies()) for i, run in enumerate(runs)]
     found = [(i, values) for i, values in found if values]
-    title = "Accuracy of the clients"
+    measure = "R²" if all(run.regression for run in runs) else "Accuracy"
+    title = f"{measure} of the clients"
+    if not found and all(run.finished or _asks_none_to_test(run) for run in runs):
+        return None
     if not found:
         text = "No client has tested the model on its own samples yet."
         return Chart("client-accuracy", title, text, None, wide=True)
     largest = max(100.0, *(100 * v for _, values in found for v in values))
-    edges = np.linspace(0, largest, 21)
+    least = min(0.0, *(100 * v for _, values in found for v in values))  # an R² may be below 0
+    edges = np.linspace(least, largest, 21)
     if len(runs) == 1:
         traces = [_bars(found[0][1], edges)]
     else:
@@ -196,19 +218,24 @@ def client_accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart:
     caption = "Each client tests the model that it uses at the end on its own held-out samples."
     if len(runs) == 1:
         reached = np.array(found[0][1])
-        plural = "1 client was" if len(reached) == 1 else f"{len(reached)} clients were"
-        caption += f" {plural} asked: the median reaches {units.percent(float(np.median(reached)))}"
+        plural = "1 client" if len(reached) == 1 else f"{len(reached)} clients"
+        caption += f" {plural} did: the median reaches {units.percent(float(np.median(reached)))}"
         if len(reached) >= 10:
             weakest = float(np.quantile(reached, 0.1, method="inverted_cdf"))
             caption += f", the weakest tenth at most {units.percent(weakest)}"
         caption += "."
     vertical = "Clients" if len(runs) == 1 else "Share of a run's clients (%)"
     layout = axes(vertical, whole=len(runs) == 1)
-    layout["xaxis"] = {"title": {"text": "Accuracy (%)"}, "range": [0, largest], "showgrid": False}
+    span = {"range": [least, largest], "showgrid": False}
+    layout["xaxis"] = {"title": {"text": f"{measure} (%)"}, **span}
     if max(max(trace["y"]) for trace in traces) <= 6:
         layout["yaxis"] |= {"dtick": 1}
     legend = [Key(series_of(i), dash_of(i), names[i]) for i, _ in found] if len(runs) > 1 else []
     return Chart("client-accuracy", title, caption, figure_of(traces, layout), legend, wide=True)
+
+
+def _asks_none_to_test(run: Results) -> bool:
+    return bool(run.setting("fleet", "evaluate_clients") == 0)
 
 
 def _bars(values: Sequence[float], edges: NDArray[np.float64]) -> Row:

@@ -16,7 +16,7 @@ COLUMNS: tuple[Column, ...] = (
     ("density", "Density", "of the prunable weights are kept"),
     ("bytes_up", "Sent up", "from clients to the server, all rounds together"),
     ("bytes_down", "Sent down", "from the server to clients, all rounds together"),
-    ("wall_seconds", "Wall time", "on the machine that simulated it"),
+    ("wall_seconds", "Wall time", "of all rounds together, where the server runs"),
     ("train_flops", "Training work", "floating-point operations of all clients together"),
     (
         "peak_client_memory_bytes",
@@ -32,14 +32,17 @@ TIMED: tuple[Column, ...] = (
     ("clients_refused", "Refused clients", "whose device cannot hold the training; never asked"),
 )
 
-PRIVACY: tuple[Column, ...] = (
-    (
-        "epsilon",
-        "Privacy",
-        "epsilon at privacy.delta: of each client, for the model alone; of nldp and ldp-iht, of "
-        "each sample, for all that its client sends",
-    ),
+OF_CLIENTS = "of each client, for the model alone"
+OF_SAMPLES = "of each sample, for all that its client sends"
+LOCALLY_PRIVATE = ("nldp", "ldp-iht")
+"""Strategies whose clients add noise before they send anything."""
+
+AT_CLIENTS = (
+    ("accuracy_personal_mean", "mean over clients, each on samples of its own"),
+    ("accuracy_personal_p10", "reached by all but the weakest tenth of clients"),
+    ("accuracy_novel_mean", "mean over the clients that never train"),
 )
+"""How the models that clients use do, which are the global one or clients' own."""
 
 _TARGETS = (
     ("seconds", "Time", "on the simulated clock, until a test first reached it"),
@@ -50,14 +53,21 @@ _TARGETS = (
 
 
 def columns(runs: Sequence[Results]) -> tuple[Column, ...]:
-    """Return the headline figures of `runs`; a regression's accuracy is called what it is."""
+    """Return the headline figures of `runs`; those of a regression are called what they are.
+
+    Accuracy is left out where no finished run has a model that the server can test.
+    """
     found = COLUMNS
     if all(run.regression for run in runs):
         found = (("accuracy", "R²", "of the held-out targets' variance is explained"), *found[1:])
+    if all(run.linear for run in runs):
+        found = (found[0], ("density", "Density", "of the coefficients are kept"), *found[2:])
+    if all(run.finished and run.figure("accuracy") is None for run in runs):
+        found = found[1:]
     timed = any(run.timed for run in runs)
     found += TIMED if timed else ()
     if any(run.figure("epsilon") is not None for run in runs):
-        found += PRIVACY
+        found += (("epsilon", "Privacy", _promise(runs)),)
     goals = {run.target for run in runs} - {None}
     if goals:
         goal = units.percent(goals.pop()) if len(goals) == 1 else "the target"
@@ -67,6 +77,20 @@ def columns(runs: Sequence[Results]) -> tuple[Column, ...]:
             if timed or key in ("bytes", "rounds")
         )
     return found
+
+
+def _promise(runs: Sequence[Results]) -> str:
+    """Return whom epsilon protects, and against whom, in the runs that have one."""
+    private = [run for run in runs if run.figure("epsilon") is not None]
+    deltas = {number(run.setting("privacy", "delta")) for run in private}
+    delta = deltas.pop() if len(deltas) == 1 else None
+    at = "epsilon at privacy.delta" if delta is None else f"epsilon at delta {delta:g}"
+    local = [run.setting("strategy", "name") in LOCALLY_PRIVATE for run in private]
+    if all(local):
+        return f"{at}, {OF_SAMPLES}"
+    if not any(local):
+        return f"{at}, {OF_CLIENTS}"
+    return f"{at}: {OF_CLIENTS}; of {' and '.join(LOCALLY_PRIVATE)}, {OF_SAMPLES}"
 
 
 def headline(run: Results, key: str) -> str:

@@ -30,8 +30,10 @@ def layer_densities(runs: Sequence[Results], names: Sequence[str]) -> list[Chart
     found = [_layers(run) for run in runs]
     low = min((_nice_low(kept) for *_, kept in found), default=0.1)
     return [
-        _layer_density(layers, low, f"layers-{i}", "" if len(runs) == 1 else f": {name}")
-        for i, (layers, name) in enumerate(zip(found, names, strict=True))
+        _layer_density(
+            layers, low, f"layers-{i}", "" if len(runs) == 1 else f": {name}", run.linear
+        )
+        for i, (run, layers, name) in enumerate(zip(runs, found, names, strict=True))
     ]
 
 
@@ -52,15 +54,20 @@ def _layers(run: Results) -> Layers:
     return [x for x, _ in rows], names, np.array(kept, dtype=np.float64)
 
 
-def _layer_density(found: Layers, low: float, identifier: str, suffix: str) -> Chart:
+def _layer_density(found: Layers, low: float, identifier: str, suffix: str, linear: bool) -> Chart:
     rounds, layers, kept = found
-    title = f"Density by layer{suffix}"
+    title = f"Coefficients kept{suffix}" if linear else f"Density by layer{suffix}"
     if not layers:
         return Chart(
             identifier, title, "The run has told of no prunable layer yet.", None, wide=True
         )
     if (kept == 1).all():
-        text = f"All {len(layers)} layers keep all their weights: this model is dense."
+        them = (
+            "The layer keeps all its"
+            if len(layers) == 1
+            else f"All {len(layers)} layers keep all their"
+        )
+        text = f"{them} weights: this model is dense."
         return Chart(identifier, title, text, None, wide=True)
     ticks = [t for t in _STEPS if t >= low]
     labels = _short_distinct(layers)
@@ -79,10 +86,9 @@ def _layer_density(found: Layers, low: float, identifier: str, suffix: str) -> C
         "xgap": 1 if len(rounds) <= 60 else 0,
         "ygap": 1,
     }
-    caption = (
-        "Share of each layer's weights that is kept, in the order of the model; the scale of "
-        "colours is logarithmic."
-    )
+    what = "the coefficients" if linear else "each layer's weights"
+    order = "" if len(layers) == 1 else ", in the order of the model"
+    caption = f"Share of {what} that is kept{order}; the scale of colours is logarithmic."
     last = dict(zip(layers, kept[:, -1].tolist(), strict=True))
     thin, thick = min(last, key=last.__getitem__), max(last, key=last.__getitem__)
     if thin != thick:
@@ -124,7 +130,11 @@ def partitions(runs: Sequence[Results], names: Sequence[str]) -> list[Chart]:
         else:
             groups.append((run.partition, clients, [name]))
     if not groups:
-        text = "The server has not dealt samples to clients, or not yet."
+        text = (
+            "Each client trains on what lies at its node, which the server does not see."
+            if all(run.at_nodes for run in runs)
+            else "The server has not dealt samples to clients, or not yet."
+        )
         return [Chart("partition-0", "Who holds what", text, None, wide=True)]
     return [
         _partition(
@@ -146,9 +156,11 @@ def _partition(counts: NDArray[np.float64], of: int, identifier: str, suffix: st
     grouped, labels = _group_clients(counts)
     single = len(grouped) == len(counts)
     most = max(float(grouped.max()), 1.0)
-    trace = _held(grouped, labels, single, most) if classes > 1 else _sizes(grouped, labels)
-    what = "Client" if single else f"Clients, sorted by main class ({_group_size(counts)} a column)"
-    layout: Row = axes("Samples" if classes == 1 else "Class")
+    named = [f"client {label}" for label in labels] if single else labels
+    trace = _held(grouped, labels, single, most) if classes > 1 else _sizes(grouped, named)
+    by = ", sorted by main class" if classes > 1 else ""
+    what = "Client" if single else f"Clients{by} ({_group_size(counts)} a column)"
+    layout: Row = axes(("Samples" if single else "Samples a client") if classes == 1 else "Class")
     layout["xaxis"] = {"title": {"text": what}, "showgrid": False, "showticklabels": single}
     if classes > 1:
         layout["yaxis"] |= {"showgrid": False, "rangemode": "normal", "zeroline": False}
@@ -193,7 +205,7 @@ def _sizes(grouped: NDArray[np.float64], labels: list[str]) -> Row:
         "y": grouped[:, 0].tolist(),
         "marker": {"color": colour_of(0)},
         "customdata": labels,
-        "hovertemplate": "client %{customdata}: %{y:.1f} samples<extra></extra>",
+        "hovertemplate": "%{customdata}: %{y:.1f} samples a client<extra></extra>",
     }
 
 
@@ -205,9 +217,12 @@ def _who_holds_what(counts: NDArray[np.float64], of: int) -> str:
     if of == 1:
         return said + "1 client."
     first = f"the first {clients:,} of {of:,}" if of > clients else f"{clients:,}"
+    least, most = int(held.min()), int(held.max())
+    said += f"{first} clients: "
     said += (
-        f"{first} clients: {int(held.min()):,} to {int(held.max()):,} each, "
-        f"{int(np.median(held)):,} in the median."
+        f"{least:,} each."
+        if least == most
+        else f"{least:,} to {most:,} each, {int(np.median(held)):,} in the median."
     )
     if classes == 1 or not held.any():
         return said

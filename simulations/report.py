@@ -10,17 +10,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsparse.data import nodes
 from fedsparse.errors import RunFolderError
 from fedsparse.runs.atomic import write_file, writing
 from simulations import pages, units
 from simulations.charts import all_charts
 from simulations.figures import SERIES, Chart
-from simulations.headlines import Column, columns, headline, progress
+from simulations.headlines import AT_CLIENTS, Column, columns, headline, progress
 from simulations.results import Results, distinct_names, number, read
 
 _MOST_REASONS = 20
 _MOST_ROUNDS = 500
+_LONGEST_SET = 80
+"""Characters of a set of numbers that a sentence has room for."""
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -73,19 +74,19 @@ def _run_text(run: Results, name: str, index: int, shown: Sequence[Column]) -> d
         "series": index % SERIES + 1,
         "about": _sentence(run),
         "finished": run.finished,
+        "deployed": run.deployed,
         "progress": progress(run),
         "headline": {key: headline(run, key) for key, _, _ in shown},
-        "personal": {
-            label: units.percent(value)
-            for key, label in (
-                ("accuracy_personal_mean", "mean over the clients' own models"),
-                ("accuracy_personal_p10", "the weakest tenth of the clients' own models"),
-            )
+        "measure": "R²" if run.regression else "Accuracy",
+        "at_clients": {
+            note: units.percent(value)
+            for key, note in AT_CLIENTS
             if (value := run.figure(key)) is not None
         },
         "failures": _failures(run),
         "rejected": _rejected(run),
         "failed": len(run.failures()),
+        "refused": len(run.rejected()),
         "asked": len(run.clients),
         "command": run.command,
     }
@@ -105,16 +106,44 @@ def _sentence(run: Results) -> str:
         )
     }
     plural = "client" if said["clients"] == 1 else "clients"
-    if said["data"] == nodes.NAME:
-        return (
-            f"Strategy {said['strategy']} trains the model {said['model']} on what lies at the "
-            f"nodes of {said['clients']} {plural}, with seed {said['seed']}."
-        )
-    return (
-        f"Strategy {said['strategy']} trains the model {said['model']} on {said['data']}, "
-        f"dealt to {said['clients']} {plural} ({said['partition']}), with seed {said['seed']}."
-        + _of_sums(run)
+    on = (
+        f"what lies at the nodes of {said['clients']} {plural}"
+        if run.at_nodes
+        else f"{said['data']}, dealt to {said['clients']} {plural} ({said['partition']})"
     )
+    return (
+        f"Strategy {said['strategy']} trains the model {said['model']} on {on}, with seed "
+        f"{said['seed']}.{_of_forgetting(run)}{_of_rules(run)}{_of_sums(run)}"
+    )
+
+
+def _of_forgetting(run: Results) -> str:
+    """Return a sentence on what the run is made without; '' for a run without such."""
+    found = [
+        f"{one if text.isdecimal() else many} {text}"
+        for one, many, key in (
+            ("client", "clients", "clients"),
+            ("class", "classes", "classes"),
+            ("sample", "samples", "samples"),
+        )
+        if (text := str(run.setting("forget", key) or "")) and len(text) <= _LONGEST_SET
+    ]
+    return f" It is to forget {' and '.join(found)}." if found else ""
+
+
+def _of_rules(run: Results) -> str:
+    """Return sentences on who attacks, and on the rule that keeps them out; '' for neither."""
+    clients, updates = (run.setting("attack", key) for key in ("clients", "updates"))
+    said = ""
+    if clients:
+        who = (
+            f"Client {clients} attacks" if str(clients).isdecimal() else f"Clients {clients} attack"
+        )
+        said = f" {who} ({updates or 'a backdoor'})."
+    rule = run.setting("robust", "rule")
+    if rule is None or rule == "mean":
+        return said
+    return f"{said} A round's models become one by the rule {rule}."
 
 
 def _of_sums(run: Results) -> str:
@@ -126,7 +155,8 @@ def _of_sums(run: Results) -> str:
     return (
         f" Models came by secure aggregation (threshold {run.setting('secure', 'threshold')}): the "
         f"server saw the sum alone in {sum(n > 0 for n in summed)} of {len(summed)} rounds; "
-        f"{out:.0f} replies were left out. What is told of one client is its round's mean."
+        f"{out:.0f} {'reply was' if out == 1 else 'replies were'} left out. What is told of one "
+        "client is its round's mean."
     )
 
 

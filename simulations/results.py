@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsparse.data import nodes
 from fedsparse.errors import RunFolderError
 from fedsparse.runs import RunFolder
 
@@ -34,6 +35,9 @@ _SO_FAR: Mapping[str, Callable[[Sequence[float]], float]] = {
 }
 """How an unfinished run's rounds make up a figure of the summary; others are summed."""
 
+
+FLOWERS = "flwr run ."
+"""What a run on Flower's nodes says that started it; its app lies elsewhere."""
 
 _LARGEST = 1e100
 """What is larger is no measurement, and sums of it would not be finite."""
@@ -64,6 +68,27 @@ class Results:
     def regression(self) -> bool:
         """Whether targets are real numbers: they count as one class, and accuracy is R²."""
         return self.partition is not None and self.partition.shape[1] == 1
+
+    @property
+    def linear(self) -> bool:
+        """Whether the weights are the coefficients of a linear regression."""
+        return self.regression and bool(self.setting("model", "name") == "linear")
+
+    @property
+    def deployed(self) -> bool:
+        """Whether the run was on Flower's nodes, which no command of ours starts again."""
+        return self.command == FLOWERS
+
+    @property
+    def dense(self) -> bool:
+        """Whether every round kept every weight."""
+        densities = self.series("density")[1]
+        return bool(densities) and min(densities) == 1
+
+    @property
+    def at_nodes(self) -> bool:
+        """Whether clients train on what lies at their nodes, which the server never sees."""
+        return bool(self.setting("data", "name") == nodes.NAME)
 
     @property
     def timed(self) -> bool:

@@ -20,16 +20,21 @@ def make_run(
     command="fedsparse run --preset demo",
     reason="worker 1 died (signal 9)",
     changes=None,
+    settings=None,
+    figures=None,
+    tested=True,
 ):
     """Write a run that did `done` of its `rounds`; it is finished when that is all.
 
-    `changes` maps a metrics key to a function of its value, for odd figures.
+    `changes` maps a metrics key to a function of its value, for odd figures; `settings` are more
+    of the configuration, `figures` more of the summary. Clients test unless `tested` is false.
     """
     config = resolve(
         {
             "run": {"rounds": rounds},
             "strategy": {"name": "flwr.serverapp.strategy:FedAvg"},
             "fleet": {"clients": clients},
+            **(settings or {}),
         }
     )
     run = RunFolder.create(path, config, command=command)
@@ -47,14 +52,16 @@ def make_run(
         if number:
             run.append_clients([client_row(number, c, reason) for c in range(clients)])
     if done == rounds:
-        tests = rng.uniform(0.5, 1, clients)
+        tests = rng.uniform(0.5, 1, clients if tested else 0)
         run.append_clients(
             [
                 {"round": rounds, "client": c, "kind": "evaluate", "status": "ok", "accuracy": a}
                 for c, a in enumerate(tests)
             ]
         )
-        run.finish({"w": np.zeros(2, np.float32)}, None, summary(run.metrics()))
+        run.finish(
+            {"w": np.zeros(2, np.float32)}, None, {**summary(run.metrics()), **(figures or {})}
+        )
     return run
 
 

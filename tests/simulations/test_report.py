@@ -183,7 +183,7 @@ def test_one_round_one_client_one_class_and_a_dense_model(tmp_path):
     run = make_run(tmp_path / "run", rounds=1, clients=1, classes=1, density=1.0, layers=("fc",))
     page = Page(write_report([run.path]))
     assert page.figures["partition-0"]["data"][0]["type"] == "bar"
-    assert "1 client was asked" in page.words
+    assert "1 client did" in page.words
 
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'%{y:q}&lt;{{7*7}}"
