@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsparse.config import RobustConfig
+from fedsparse.data.samples import spread
 from fedsparse.errors import TooFewRepliesError
 from fedsparse.sparsity import State
 from strategies.replies import Before, Reply
@@ -42,16 +43,19 @@ class Robust:
                 f"robust.hostile = {self.settings.hostile:g} of {asked} needs {needed}"
             )
         stack = Stack.of(replies, before)
+        usual = max(1, int(np.median(stack.examples)))
         size = min(self.settings.bucket_size, (len(replies) - 1) // max(1, needed - 1))
         if size > 1:
             order = self.task.rng(before.round_number, "buckets").permutation(len(stack.clients))
             stack = bucketed(stack, order, size, self.settings.weights)
-        return stack.model(
-            self.entries(stack, hostile(self.settings.hostile, asked), before), before
-        )
+        f = hostile(self.settings.hostile, asked)
+        return stack.model(self.entries(stack, f, before, usual), before)
 
-    def entries(self, stack: Stack, f: int, before: Before) -> Floats:
-        """Return the next value of each entry, with `f` hostile clients at most."""
+    def entries(self, stack: Stack, f: int, before: Before, usual: int) -> Floats:
+        """Return the next value of each entry, with `f` hostile clients at most.
+
+        `usual` is the samples of the median client.
+        """
         s = self.settings
         weights = weights_of(stack, s.weights)
         if s.rule == "median":
@@ -64,16 +68,21 @@ class Robust:
             return multi_krum(stack, f, weights)
         if s.rule == "norm-clip":
             return norm_clip(stack, weights, s.clip_norm)
-        own = Reply(-1, 1, self.server_model(before), 0.0, None)  # type: ignore[arg-type]
+        own = Reply(-1, 1, self.server_model(before, usual), 0.0, None)  # type: ignore[arg-type]
         flat = own.flat[stack.positions].astype(np.float64)
         return trust(stack, flat - stack.old)
 
-    def server_model(self, before: Before) -> State:
-        """Return what the round's model becomes on the server's own data, trained as clients do."""
-        client = self.task.config.client
+    def server_model(self, before: Before, samples: int) -> State:
+        """Return what the round's model becomes on the server's own data, trained as clients do.
+
+        On so many `samples` as the median client has, drawn anew each round: FLTrust takes as many
+        steps everywhere, and by more steps the clients' updates would be made too long.
+        """
+        client, public = self.task.config.client, self.task.public
+        drawn = spread(public.y, samples, self.task.rng(before.round_number, "trust-samples"))
         model = self.task.backend.load(before.shared, before.mask)
         model.train(
-            self.task.public,
+            public.take(drawn),
             client,
             rng=self.task.rng(before.round_number, "trust"),
             lr=client.lr * client.lr_decay ** max(0, before.round_number - 1),

@@ -1,5 +1,7 @@
 """Robust rules: worked out by hand, the same in any order, and never led by a minority."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -177,6 +179,25 @@ def test_a_claim_of_many_samples_buys_no_weight():
         found = stack(model(0, [1, 1, 9]), model(1, [3, 1, 9], examples=99))
         weights = robust.weights_of(found, how)
         assert robust.trimmed_mean(found, 0, weights)[0] == pytest.approx(expected)
+
+
+def test_the_server_trains_on_as_much_as_the_median_client_and_on_other_samples_each_round(
+    monkeypatch,
+):
+    task = Task.of(tiny("robust.rule=trust", "robust.hostile=0", "data.public_samples=60"))
+    rule, seen = robust.Robust(task), []
+    monkeypatch.setattr(
+        task.backend,
+        "load",
+        lambda state, mask: SimpleNamespace(
+            train=lambda data, *_, **__: seen.append(data.x.tobytes()) or None, whole=lambda: state
+        ),
+    )
+    told = [model(k, [2, 1, 9], examples=many) for k, many in enumerate((5, 7, 10**6))]
+    for number in (1, 1, 2):
+        rule(told, Before(number, OLD, WHOLE, 3))
+    assert {len(one) for one in seen} == {7 * task.public.x[0].nbytes}
+    assert seen[0] == seen[1] != seen[2]
 
 
 OWN_WAYS = ("fedspa", "dispfl", "lotteryfl", "pfedgate", "heterofl", "fjord", "knot", "fedbuff")
