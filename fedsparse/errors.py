@@ -119,6 +119,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; choose one of: {', '.join(choices)}" if choices else ""
 
 
+def unreadable(error: OSError) -> str:
+    """Return why a file cannot be read, and what to do."""
+    if isinstance(error, PermissionError):
+        return "its permissions forbid it; allow this user to read it"
+    return f"{error.strerror or error}; check the path, and the disk that it is on"
+
+
 def one_line(text: str | None) -> str:
     """Return the last line of a reason, for tables and messages: bounded, and nothing but print.
 

@@ -76,7 +76,7 @@ def accuracy(runs: Sequence[Results], names: Sequence[str]) -> Chart:
 
 def _untested(runs: Sequence[Results]) -> str:
     """Return why the server tested nothing in runs that are finished."""
-    at_nodes = all(run.at_nodes for run in runs)
+    at_nodes = all(run.at_nodes and run.setting("data", "path") is None for run in runs)
     text = "The server has no test samples" if at_nodes else "There is no global model to test"
     if not any(run.client_accuracies() for run in runs):
         return f"{text}."

@@ -121,12 +121,14 @@ def _of_forgetting(run: Results) -> str:
     """Return a sentence on what the run is made without; '' for a run without such."""
     found = [
         f"{one if text.isdecimal() else many} {text}"
+        if len(text) <= _LONGEST_SET
+        else f"some {many}"
         for one, many, key in (
             ("client", "clients", "clients"),
             ("class", "classes", "classes"),
             ("sample", "samples", "samples"),
         )
-        if (text := str(run.setting("forget", key) or "")) and len(text) <= _LONGEST_SET
+        if (text := str(run.setting("forget", key) or ""))
     ]
     return f" It is to forget {' and '.join(found)}." if found else ""
 
@@ -143,7 +145,9 @@ def _of_rules(run: Results) -> str:
     rule = run.setting("robust", "rule")
     if rule is None or rule == "mean":
         return said
-    return f"{said} A round's models become one by the rule {rule}."
+    size = run.setting("robust", "bucket_size")
+    seen = f", which sees means of {size} clients" if isinstance(size, int) and size > 1 else ""
+    return f"{said} A round's models become one by the rule {rule}{seen}."
 
 
 def _of_sums(run: Results) -> str:

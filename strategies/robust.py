@@ -110,19 +110,22 @@ def bucketed(stack: Stack, order: NDArray[np.int64], size: int, weights: str) ->
     """Return the means of so many models each, dealt by `order` (Karimireddy et al. 2022, alg. 1).
 
     Means are nearer to each other than models of unlike data are, so that a rule takes fewer honest
-    ones for hostile. An entry is made by those of a bucket that keep it. The last may be smaller.
+    ones for hostile. An entry is made by those of a bucket that keep it. Buckets are as few as can
+    be with `size` models at most, and alike in size within one.
     """
-    groups = [np.sort(order[begin : begin + size]) for begin in range(0, len(order), size)]
+    groups = [np.sort(group) for group in np.array_split(order, -(-len(order) // size))]
     counts = weights_of(stack, weights)
-    rows = [stack.rows(group) for group in groups]
     has = None if stack.has is None else np.stack([stack.has[g].any(axis=0) for g in groups])
-    means = [weighted_mean(part, counts[group]) for part, group in zip(rows, groups, strict=True)]
-    values = np.stack(means).astype(np.float32)
+    values = np.empty((len(groups), stack.values.shape[1]), np.float32)
+    for row, group in enumerate(groups):
+        values[row] = weighted_mean(stack.rows(group), counts[group])
+    if has is not None:
+        values[~has] = 0
     return replace(
         stack,
         clients=tuple(range(len(groups))),
-        examples=np.array([part.examples.sum() for part in rows], np.int64),
-        values=values if has is None else np.where(has, values, np.float32(0)),
+        examples=np.array([stack.examples[group].sum() for group in groups], np.int64),
+        values=values,
         has=has,
     )
 

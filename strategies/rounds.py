@@ -121,8 +121,9 @@ class RoundLoop:
         with self.writer:
             if first < 0:
                 self.begin()
-            elif left := enlisting.unwritten(self.left_out, self.folder.clients(), first):
-                self.folder.append_clients(left)
+            elif self.left_out:
+                told = enlisting.unwritten(self.left_out, self.folder.clients(), first)
+                self.folder.append_clients(told)
             for number in range(max(first, 0) + 1, self.config.run.rounds + 1):
                 self.round(number)
             self.last_test()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedsparse.data import hub, sources, tables
 from fedsparse.data.labels import numbered
 from fedsparse.data.schema import shape_text
-from fedsparse.errors import DataError
+from fedsparse.errors import DataError, unreadable
 from fedsparse.sections import DataConfig
 
 Part = tuple[NDArray[Any], NDArray[Any]]
@@ -53,8 +53,7 @@ def read(
     except (OSError, MemoryError) as error:
         if isinstance(error, MemoryError):
             raise DataError(f"'{path}' does not fit into memory; give fewer samples") from None
-        reason = error.strerror or str(error)
-        raise DataError(f"'{path}' cannot be read: {reason}; check its permissions") from None
+        raise DataError(f"'{path}' cannot be read: {unreadable(error)}") from None
 
 
 Reader = Callable[[Path, Wanted], tuple[Part, Part | None]]

@@ -23,7 +23,7 @@ from fedsparse import seeds
 from fedsparse.config import DataConfig
 from fedsparse.data import decoded
 from fedsparse.data.dataset import Dataset, Source
-from fedsparse.errors import DataError, MissingExtraError
+from fedsparse.errors import DataError, MissingExtraError, unreadable
 
 FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "/usr/share/dataset-fashion-mnist")
 MOST_BYTES = 2**33
@@ -280,8 +280,7 @@ def read_idx(path: Path) -> NDArray[Any]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"'{path}' is cut off or damaged: {error}; copy it again") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"'{path}' cannot be read: {reason}; check its permissions") from None
+        raise DataError(f"'{path}' cannot be read: {unreadable(error)}") from None
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES:
         starts = f"it starts with {raw[:4].hex()}" if raw else "it is empty"
         raise DataError(f"'{path}' is no IDX file: {starts}; copy it again, or give another file")

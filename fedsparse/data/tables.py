@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsparse.errors import DataError, MissingExtraError, did_you_mean
+from fedsparse.errors import DataError, MissingExtraError, did_you_mean, unreadable
 
 MOST_CELLS = 2**30
 GZIP = b"\x1f\x8b"
@@ -37,8 +37,7 @@ def read_csv(path: Path, label: str | None) -> Table:
     except csv.Error as error:
         raise DataError(f"'{path}' is no readable CSV file: {error}; save it again") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"'{path}' cannot be read: {reason}; check its permissions") from None
+        raise DataError(f"'{path}' cannot be read: {unreadable(error)}") from None
 
 
 def _begins(path: Path) -> bytes:

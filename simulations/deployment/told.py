@@ -45,8 +45,10 @@ def check_told(text: str, *, local: bool = False) -> dict[str, Any]:
 def _check_values(told: dict[str, Any]) -> None:
     """Raise ConfigError for a value that a message would be refused for once the node is up."""
     for key in told.keys() & set(TEXTS):
-        if not (isinstance(told[key], str) and told[key]):
+        if not (isinstance(told[key], str) and told[key].strip("\0")):
             raise ConfigError(f'--node-config: {key}={told[key]} is no text; write {key}="..."')
+        if "\0" in told[key]:
+            raise ConfigError(f"--node-config: {key}={told[key]!r} holds a NUL; write it without")
     for key in told.keys() & set(PLACED):
         if type(told[key]) is not int or told[key] < 0:
             raise ConfigError(
@@ -55,6 +57,11 @@ def _check_values(told: dict[str, Any]) -> None:
             )
     for key in told.keys() & set(PROMISED):
         promised.bound(told, key)
+    if promised.DELTA_KEY in told and promised.EPSILON_KEY not in told:
+        raise ConfigError(
+            f"--node-config: {promised.DELTA_KEY} alone promises nothing; add "
+            f"{promised.EPSILON_KEY}=..., or leave it out"
+        )
 
 
 def _pairs(text: str) -> dict[str, Any]:

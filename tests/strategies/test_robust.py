@@ -237,6 +237,22 @@ def test_buckets_are_smaller_where_a_round_has_too_few_replies(replies, size, mo
     assert sizes == [size] * (size > 1)
 
 
+def test_buckets_are_alike_in_size():
+    found = robust.bucketed(
+        stack(*(model(k, [k, 1, 9]) for k in range(7))), np.arange(7), 3, "equal"
+    )
+    assert found.examples.tolist() == [3, 2, 2]
+
+
+def test_a_rule_leaves_out_so_many_buckets_as_clients_may_be_hostile():
+    """Two of ten, whatever buckets they are dealt to: two of five, not a fifth of five."""
+    keys = ("robust.rule=trimmed-mean", "robust.hostile=0.2", "robust.bucket_size=2")
+    rule = robust.Robust(Task.of(tiny("fleet.clients=10", *keys)))
+    lies = [model(k, [1e6 if k < 2 else 3, 3, 9]) for k in range(10)]
+    for number in range(1, 20):
+        assert rule(lies, Before(number, OLD, WHOLE, 10))["w"][0] == 3
+
+
 def test_a_bucket_keeps_what_any_of_its_clients_keeps():
     found = robust.bucketed(stack(*UNLIKE), np.array([0, 1, 2]), 2, "equal")
     assert found.values.tolist() == [[5.5, 7, 4], [7, 0, 4]]
@@ -272,7 +288,7 @@ def test_a_rule_needs_more_clients_than_may_be_hostile():
         stage("strategy.name=fedper", "strategy.density=1.0", "robust.rule=trust")
 
 
-def test_buckets_are_dealt_anew_each_round_and_alike_in_each_run():
+def test_buckets_are_dealt_anew_each_round_and_alike_in_each_run(monkeypatch):
     buckets = (
         "strategy.name=static",
         "fleet.clients=5",
@@ -283,12 +299,19 @@ def test_buckets_are_dealt_anew_each_round_and_alike_in_each_run():
     def end(*more):
         strategy, grid = stage(*buckets, *more)
         strategy.prepare(grid)
-        play(strategy, grid, 2)
+        for number in (1, 2):
+            play(strategy, grid, number)
         return np.concatenate([v.reshape(-1) for n, v in strategy.state.items()])
 
     twice = [end("robust.bucket_size=2") for _ in range(2)]
     assert (twice[0] == twice[1]).all()
     assert (twice[0] != end()).any()
+    orders = []
+    dealt = robust.bucketed
+    monkeypatch.setattr(robust, "bucketed", lambda s, o, *_: orders.append([*o]) or dealt(s, o, *_))
+    end("robust.bucket_size=2")
+    assert len(orders) == 2
+    assert orders[0] != orders[1]
 
 
 @pytest.mark.parametrize("rule", RULES)
