@@ -33,7 +33,7 @@ def write(out, told, written):
 def followed(out):
     noted = Noted()
     (out / "summary.json").write_text("{}")
-    fleet = SimpleNamespace(out=out, state=lambda run: "finished:completed")
+    fleet = SimpleNamespace(out=out, processes=None, state=lambda run: "finished:completed")
     follow(fleet, "1", tiny(), noted)
     return noted.notes
 
