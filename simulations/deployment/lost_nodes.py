@@ -62,10 +62,18 @@ def fate(process: Process) -> str:
     if code == -signal.SIGKILL:
         how = "was ended by SIGKILL, as where memory runs out"
     elif code < 0:
-        how = f"was ended by {signal.Signals(-code).name}"
+        how = f"was ended by {_signal(-code)}"
     else:
         how = f"ended by itself with exit status {code}"
     return f"{process.name} {how} ({process.said()})"
+
+
+def _signal(number: int) -> str:
+    """Return a signal's name; real-time signals between the first and the last have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _is_node(name: str) -> bool:

@@ -9,7 +9,7 @@ from fedsparse.config import FleetConfig
 from fedsparse.errors import GridError
 from fedsparse.runs.progress import Silent
 from simulations.deployment import local
-from simulations.deployment.lost_nodes import LostNodes
+from simulations.deployment.lost_nodes import LostNodes, fate
 from simulations.deployment.processes import Processes, quoted
 from tests.deployment.live_fleet import processes_of, wait
 from tests.tiny_runs import tiny
@@ -93,6 +93,13 @@ def test_nodes_that_only_test_are_not_needed(processes):
     nodes = Nodes(processes, LIVES, LIVES, FAILS, novel_clients=1, min_replies=1.0)
     nodes.lost.look(joined=True)
     assert nodes.heard.notes[0].endswith("the run goes on with 2 of 2 nodes")
+
+
+@pytest.mark.parametrize(("number", "name"), [(15, "SIGTERM"), (40, "signal 40")])
+def test_a_signal_is_named_where_it_has_a_name_and_numbered_elsewhere(processes, number, name):
+    ended = processes.start("node-0", ("sh", "-c", f"echo training; kill -{number} $$"))
+    wait("its end", lambda: not ended.alive)
+    assert fate(ended) == f"node-0 was ended by {name} (training)"
 
 
 def test_a_superlink_that_ended_ends_the_run(processes):
