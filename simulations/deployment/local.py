@@ -64,16 +64,12 @@ class Fleet:
     told: str = ""
     """What else nodes are told, as `--node-config` has it; {client} stands for the client."""
     link: Process = field(init=False)
-    _joined: int | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Remember who had joined an earlier life of the run."""
-        self._joined = self._last_joined()
+    _joined: int | None = field(init=False, default=None)
 
     @property
     def joined(self) -> bool:
-        """Whether every node has joined the run since this fleet was made."""
-        return self._last_joined() != self._joined
+        """Whether every node has joined the run that was handed in last."""
+        return self._last_joined() not in (None, self._joined)
 
     def _last_joined(self) -> int | None:
         """Return when the server last wrote down who holds what; it does so once all are there."""
@@ -143,6 +139,7 @@ class Fleet:
 
     def submit(self, where: Path) -> str:
         """Hand an app in and return its run's number."""
+        self._joined = self._last_joined()  # to an earlier life of the run
         return str(self.flwr("run", str(where), NAME)["run-id"])
 
     def state(self, run: str) -> str:
@@ -255,19 +252,21 @@ def follow(
 ) -> None:
     """Wait until a run has completed, and show its rounds; raises GridError where it fails.
 
-    A node that ends early is told of, and ends the run where that cannot do without it. No wait is
-    without a bound: a round may take `engine.timeout` and what surrounds it. `meanwhile` is told
-    the number of each round that has ended.
+    A node that ends early is told of, and ends the run where that cannot do without it; so are
+    those that are left out. No wait is without a bound: a round may take `engine.timeout` and what
+    surrounds it. `meanwhile` is told the number of each round that has ended.
     """
-    seen, progressed, asked, begun = -1, time.monotonic(), time.monotonic(), time.time()
+    seen, progressed, asked = -1, time.monotonic(), time.monotonic()
     refused: dict[str, str] | None = None
     limit = config.engine.timeout + 2 * START_SECONDS
-    nodes = LostNodes(fleet.processes, config.fleet, progress)
+    nodes = LostNodes(fleet.processes, config, progress)
     progress.start(config.run.rounds, 0)
     while True:
         time.sleep(0.2)
-        now = time.monotonic()
-        if refused is None and (refused := left_out(fleet.out, begun)):
+        now, joined = time.monotonic(), fleet.joined
+        if joined and refused is None:
+            refused = left_out(fleet.out)
+            nodes.left_out = [int(client) for client in refused]
             for client, why in refused.items():
                 progress.note(f"the node of client {client} is left out: {why}")
         for row in rows_after(fleet.out, seen):
@@ -284,7 +283,7 @@ def follow(
             if state.startswith("finished"):
                 raise GridError(f"the run ended as {state}: {fleet.reason(run)}")
         if not finished:
-            nodes.look(fleet.joined)
+            nodes.look(joined)
         if now - progressed > limit:
             raise GridError(
                 f"no round ended within {limit:.0f} s; superlink: {fleet.link.said()}; "
@@ -303,15 +302,12 @@ def rows_after(out: Path, number: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["round"] > number]
 
 
-def left_out(out: Path, since: float) -> dict[str, str] | None:
-    """Return why nodes are left out, by client; None where that was not written since a time."""
-    place = out / "partition.json"
+def left_out(out: Path) -> dict[str, str]:
+    """Return why nodes are left out, by client, as the server wrote when all had joined."""
     try:
-        if place.stat().st_mtime < since:
-            return None
-        told = json.loads(place.read_text(encoding="utf-8"))
+        told = json.loads((out / "partition.json").read_text(encoding="utf-8"))
     except OSError:
-        return None
+        return {}
     return dict(told.get("left_out", {}))
 
 

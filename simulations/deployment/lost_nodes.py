@@ -5,12 +5,14 @@ processes are our own, so their ends are seen at once.
 """
 
 import signal
+from collections.abc import Collection
 
-from fedsparse.config import FleetConfig
+from fedsparse import data
+from fedsparse.config import Config
 from fedsparse.errors import GridError
 from fedsparse.runs.progress import Progress
 from simulations.deployment.processes import Process, Processes
-from strategies.addressing import least_replies, round_size
+from strategies.addressing import least_replies, pool, round_size
 
 LINK = "superlink"
 NODE = "node-"
@@ -20,15 +22,26 @@ AGAIN = "then start again with the same --out"
 class LostNodes:
     """The nodes that have ended while a run went on, each told of once."""
 
-    def __init__(self, processes: Processes, fleet: FleetConfig, progress: Progress) -> None:
-        self.processes, self.fleet, self.progress = processes, fleet, progress
+    def __init__(self, processes: Processes, config: Config, progress: Progress) -> None:
+        self.processes, self.config, self.progress = processes, config, progress
+        self.absent = data.of(config).absent
+        """Clients that are never asked; the server waits for the nodes of all others."""
+        self.left_out: Collection[int] = ()
+        """Clients whose nodes have joined the run with data that do not fit."""
         self._told: set[str] = set()
+
+    @property
+    def there(self) -> list[int]:
+        """The clients that a round may ask, as the server sees it, whether their nodes live."""
+        gone = {*self.absent, *self.left_out}
+        drawn = pool(self.config.fleet, self.config.run.seed)
+        return [client for client in drawn if client not in gone]
 
     def look(self, joined: bool) -> None:
         """Tell of nodes that ended since the last look; `joined` once all have joined the run.
 
-        Raises GridError where the SuperLink has ended, or a node before all had joined, since a run
-        begins with all; later where fewer are left than `fleet.min_replies` asks for. Processes
+        Raises GridError where the SuperLink has ended, or a node that the server waits for before
+        all had joined; later where fewer are left than `fleet.min_replies` asks for. Processes
         that were killed through `Processes` are no concern of ours.
         """
         running = self.processes.running
@@ -37,23 +50,23 @@ class LostNodes:
         ended = {name: p for name, p in running.items() if _is_node(name) and not p.alive}
         for name in sorted(ended.keys() - self._told):
             self._told.add(name)
-            self._judge(ended, ended[name], joined)
+            self._judge({_client(other) for other in ended}, ended[name], joined)
         self._told &= ended.keys()  # one that was started anew may end anew
 
-    def _judge(self, ended: dict[str, Process], newest: Process, joined: bool) -> None:
-        everyone = self.fleet.training_clients
-        left = everyone - sum(int(name.removeprefix(NODE)) < everyone for name in ended)
-        needed = least_replies(round_size(self.fleet), self.fleet.min_replies)
-        if not joined:
+    def _judge(self, ended: set[int], newest: Process, joined: bool) -> None:
+        if not joined and _client(newest.name) not in self.absent:
             raise GridError(
                 f"{fate(newest)}, before all nodes had joined the run; mend that, {AGAIN}"
             )
+        fleet, there = self.config.fleet, self.there
+        left = len(set(there) - ended)
+        needed = least_replies(min(round_size(fleet), len(there)), fleet.min_replies)
         if left < needed:
             raise GridError(
-                f"too few nodes, {left} of {everyone}, where fleet.min_replies = "
-                f"{self.fleet.min_replies:g} asks for {needed}: {fate(newest)}; mend that, {AGAIN}"
+                f"too few nodes, {left} of {len(there)}, where fleet.min_replies = "
+                f"{fleet.min_replies:g} asks for {needed}: {fate(newest)}; mend that, {AGAIN}"
             )
-        self.progress.note(f"{fate(newest)}; the run goes on with {left} of {everyone} nodes")
+        self.progress.note(f"{fate(newest)}; the run goes on with {left} of {len(there)} nodes")
 
 
 def fate(process: Process) -> str:
@@ -74,6 +87,11 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _client(node: str) -> int:
+    """Return the client whose node has a name."""
+    return int(node.removeprefix(NODE))
 
 
 def _is_node(name: str) -> bool:

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from fedsparse.config import FleetConfig
 from fedsparse.errors import GridError
 from fedsparse.runs.progress import Silent
 from simulations.deployment import local
 from simulations.deployment.lost_nodes import LostNodes, fate
 from simulations.deployment.processes import Processes, quoted
+from strategies.addressing import pool
 from tests.deployment.live_fleet import processes_of, wait
 from tests.tiny_runs import tiny
 
 LIVES = ("sleep", "600")
 FAILS = ("sh", "-c", "echo no room for it >&2; exit 3")
 KILLED = ("sh", "-c", "echo training; kill -9 $$")
+GOES_ON = "the run goes on with {} of {} nodes"
 
 
 class Heard(Silent):
@@ -32,9 +33,9 @@ class Heard(Silent):
 class Nodes:
     """Stand-ins for the processes of a fleet, those that end waited for."""
 
-    def __init__(self, processes: Processes, *commands: tuple[str, ...], **fleet: float) -> None:
+    def __init__(self, processes: Processes, *commands: tuple[str, ...], changes: str = "") -> None:
         self.processes, self.heard = processes, Heard()
-        config = FleetConfig(clients=len(commands), **fleet)
+        config = tiny(f"fleet.clients={len(commands)}", *changes.split())
         self.lost = LostNodes(processes, config, self.heard)
         self.start("superlink", LIVES)
         for client, command in enumerate(commands):
@@ -53,7 +54,7 @@ def processes(tmp_path):
 
 
 def test_a_run_goes_on_with_enough_nodes_and_tells_of_the_lost_one_once(processes):
-    nodes = Nodes(processes, LIVES, KILLED, min_replies=0.5)
+    nodes = Nodes(processes, LIVES, KILLED, changes="fleet.min_replies=0.5")
     nodes.lost.look(joined=True)
     nodes.lost.look(joined=True)
     assert nodes.heard.notes == [
@@ -79,7 +80,7 @@ def test_a_node_that_was_started_anew_and_ends_anew_is_told_of_anew(processes):
 
 
 def test_a_run_ends_with_the_reason_when_too_few_nodes_are_left(processes):
-    nodes = Nodes(processes, LIVES, KILLED, FAILS, LIVES, min_replies=0.75)
+    nodes = Nodes(processes, LIVES, KILLED, FAILS, LIVES, changes="fleet.min_replies=0.75")
     with pytest.raises(GridError) as told:
         nodes.lost.look(joined=True)
     assert str(told.value) == (
@@ -90,9 +91,58 @@ def test_a_run_ends_with_the_reason_when_too_few_nodes_are_left(processes):
 
 
 def test_nodes_that_only_test_are_not_needed(processes):
-    nodes = Nodes(processes, LIVES, LIVES, FAILS, novel_clients=1, min_replies=1.0)
+    nodes = Nodes(
+        processes, LIVES, LIVES, FAILS, changes="fleet.novel_clients=1 fleet.min_replies=1"
+    )
     nodes.lost.look(joined=True)
-    assert nodes.heard.notes[0].endswith("the run goes on with 2 of 2 nodes")
+    assert nodes.heard.notes[0].endswith(GOES_ON.format(2, 2))
+
+
+def test_those_left_out_for_their_data_are_neither_left_nor_needed(processes):
+    """The server asks three of four, and goes on with the replies of two of them."""
+    nodes = Nodes(processes, LIVES, LIVES, FAILS, FAILS, changes="fleet.min_replies=0.6")
+    nodes.lost.left_out = [3]
+    nodes.lost.look(joined=True)
+    assert [note.rpartition("; ")[2] for note in nodes.heard.notes] == [GOES_ON.format(2, 3)] * 2
+    nodes.start("node-1", FAILS)
+    with pytest.raises(GridError, match=r"^too few nodes, 1 of 3, .* asks for 2: node-1 "):
+        nodes.lost.look(joined=True)
+
+
+def test_those_whom_no_round_draws_are_not_needed(processes):
+    changes = "fleet.pool=0.4 fleet.min_replies=1"
+    asked = list(pool(tiny("fleet.clients=5", *changes.split()).fleet, 0))
+    nodes = Nodes(processes, *[LIVES if c in asked else FAILS for c in range(5)], changes=changes)
+    nodes.lost.look(joined=True)
+    assert [note.rpartition("; ")[2] for note in nodes.heard.notes] == [GOES_ON.format(2, 2)] * 3
+    nodes.start(f"node-{asked[0]}", FAILS)
+    with pytest.raises(GridError, match=r"^too few nodes, 1 of 2, .* asks for 2: "):
+        nodes.lost.look(joined=True)
+
+
+def test_a_round_that_asks_few_needs_few(processes):
+    changes = "fleet.clients_per_round=2 fleet.min_replies=1"
+    nodes = Nodes(processes, LIVES, LIVES, FAILS, changes=changes)
+    nodes.lost.look(joined=True)
+    assert nodes.heard.notes[0].endswith(GOES_ON.format(2, 3))
+
+
+def test_the_node_of_a_forgotten_client_is_not_waited_for(processes):
+    nodes = Nodes(processes, LIVES, FAILS, LIVES, changes="forget.clients=1")
+    nodes.lost.look(joined=False)
+    assert nodes.heard.notes[0].endswith(GOES_ON.format(2, 2))
+    nodes.start("node-2", FAILS)
+    with pytest.raises(GridError, match=r"^node-2 .*, before all nodes had joined the run; "):
+        nodes.lost.look(joined=False)
+
+
+@pytest.mark.parametrize("changes", ["fleet.novel_clients=1", "fleet.pool=0.3"])
+def test_a_run_begins_with_the_nodes_that_train_in_no_round_too(processes, changes):
+    asked = pool(tiny("fleet.clients=3", changes).fleet, 0)
+    idle = next(client for client in (2, 1, 0) if client not in asked)
+    nodes = Nodes(processes, *[FAILS if c == idle else LIVES for c in range(3)], changes=changes)
+    with pytest.raises(GridError, match=rf"^node-{idle} .*, before all nodes had joined the run"):
+        nodes.lost.look(joined=False)
 
 
 @pytest.mark.parametrize(("number", "name"), [(15, "SIGTERM"), (40, "signal 40")])
