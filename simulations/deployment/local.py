@@ -283,7 +283,7 @@ def follow(
             if state.startswith("finished"):
                 raise GridError(f"the run ended as {state}: {fleet.reason(run)}")
         if not finished:
-            nodes.look(joined)
+            nodes.look(joined, done=seen >= config.run.rounds)
         if now - progressed > limit:
             raise GridError(
                 f"no round ended within {limit:.0f} s; superlink: {fleet.link.said()}; "

@@ -37,12 +37,13 @@ class LostNodes:
         drawn = pool(self.config.fleet, self.config.run.seed)
         return [client for client in drawn if client not in gone]
 
-    def look(self, joined: bool) -> None:
+    def look(self, joined: bool, done: bool = False) -> None:
         """Tell of nodes that ended since the last look; `joined` once all have joined the run.
 
         Raises GridError where the SuperLink has ended, or a node that the server waits for before
-        all had joined; later where fewer are left than `fleet.min_replies` asks for. Processes
-        that were killed through `Processes` are no concern of ours.
+        all had joined; later where fewer are left than `fleet.min_replies` asks for, unless all
+        rounds are `done`: what comes then does without nodes. Processes that were killed through
+        `Processes` are no concern of ours.
         """
         running = self.processes.running
         if LINK in running and not running[LINK].alive:
@@ -50,10 +51,10 @@ class LostNodes:
         ended = {name: p for name, p in running.items() if _is_node(name) and not p.alive}
         for name in sorted(ended.keys() - self._told):
             self._told.add(name)
-            self._judge({_client(other) for other in ended}, ended[name], joined)
+            self._judge({_client(other) for other in ended}, ended[name], joined, done)
         self._told &= ended.keys()  # one that was started anew may end anew
 
-    def _judge(self, ended: set[int], newest: Process, joined: bool) -> None:
+    def _judge(self, ended: set[int], newest: Process, joined: bool, done: bool) -> None:
         if not joined and _client(newest.name) not in self.absent:
             raise GridError(
                 f"{fate(newest)}, before all nodes had joined the run; mend that, {AGAIN}"
@@ -61,12 +62,15 @@ class LostNodes:
         fleet, there = self.config.fleet, self.there
         left = len(set(there) - ended)
         needed = least_replies(min(round_size(fleet), len(there)), fleet.min_replies)
-        if left < needed:
+        if done:
+            self.progress.note(f"{fate(newest)}; all rounds are done")
+        elif left < needed:
             raise GridError(
                 f"too few nodes, {left} of {len(there)}, where fleet.min_replies = "
                 f"{fleet.min_replies:g} asks for {needed}: {fate(newest)}; mend that, {AGAIN}"
             )
-        self.progress.note(f"{fate(newest)}; the run goes on with {left} of {len(there)} nodes")
+        else:
+            self.progress.note(f"{fate(newest)}; the run goes on with {left} of {len(there)} nodes")
 
 
 def fate(process: Process) -> str:

@@ -117,3 +117,12 @@ def test_a_node_that_ends_between_rounds_ends_a_run_that_needs_it(fleet):
     with pytest.raises(GridError) as told:
         followed(fleet, run)
     assert str(told.value).startswith("too few nodes, 1 of 2, where fleet.min_replies = 1 asks for")
+
+
+def test_a_node_that_ends_after_the_last_round_does_not_end_the_run(fleet):
+    """The server still tests the model and writes it down, and does both without nodes."""
+    run = fleet.submit(fleet.folder)
+    fleet.write({}, NOW)
+    rounds_done(fleet, 3)
+    fleet.end_node(1)
+    assert followed(fleet, run) == [f"{SAID}; all rounds are done"]

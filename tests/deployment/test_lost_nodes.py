@@ -145,6 +145,15 @@ def test_a_run_begins_with_the_nodes_that_train_in_no_round_too(processes, chang
         nodes.lost.look(joined=False)
 
 
+def test_when_all_rounds_are_done_nodes_may_end_and_the_superlink_may_not(processes):
+    nodes = Nodes(processes, KILLED, FAILS, changes="fleet.min_replies=1")
+    nodes.lost.look(joined=True, done=True)
+    assert [note.rpartition("; ")[2] for note in nodes.heard.notes] == ["all rounds are done"] * 2
+    nodes.start("superlink", FAILS)
+    with pytest.raises(GridError, match=r"^superlink ended by itself"):
+        nodes.lost.look(joined=True, done=True)
+
+
 @pytest.mark.parametrize(("number", "name"), [(15, "SIGTERM"), (40, "signal 40")])
 def test_a_signal_is_named_where_it_has_a_name_and_numbered_elsewhere(processes, number, name):
     ended = processes.start("node-0", ("sh", "-c", f"echo training; kill -{number} $$"))
