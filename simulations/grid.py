@@ -23,7 +23,7 @@ from simulations.adding import Adder
 from simulations.cohorts import answer_all, train_together
 from simulations.states import ClientStates
 from simulations.tasks import Executor, Part, Task, TaskResult, perform
-from strategies.addressing import Consecutive
+from strategies.consecutive import Consecutive
 from strategies.replies import Reader
 
 FIRST_NODE = 1000

@@ -28,8 +28,9 @@ from simulations import flower_internals as internals
 from simulations.grid import FIRST_NODE
 from simulations.states import ClientStates
 from strategies import foreign
-from strategies.addressing import Consecutive, Directory
+from strategies.addressing import Directory
 from strategies.base import SparseStrategy
+from strategies.consecutive import Consecutive
 from strategies.task import Task
 
 FOLDER, TABLE = "personal", "personal.json"

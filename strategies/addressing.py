@@ -7,7 +7,7 @@ puts replies into the order of clients and counts the bytes of every payload.
 
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from fedsparse.data import schema
 from fedsparse.data.schema import Schema
 from fedsparse.errors import GridError, TooFewRepliesError
 from strategies.added import AddedUp
+from strategies.consecutive import Consecutive
 from strategies.reasons import reason_of
 from strategies.replies import Reader
 from strategies.seats import Kept, KeptOf
@@ -30,30 +31,6 @@ from strategies.wrapped import Wrapped
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 120.0
-
-
-class Consecutive(Mapping[int, int]):
-    """Consecutive numbers by as many consecutive keys: a directory that takes no memory."""
-
-    def __init__(self, numbers: range, keys: range) -> None:
-        self.numbers = numbers
-        self._keys = keys
-
-    @property
-    def inverse(self) -> "Consecutive":
-        """The keys by the numbers."""
-        return Consecutive(self._keys, self.numbers)
-
-    def __getitem__(self, key: int) -> int:
-        if not isinstance(key, int) or key not in self._keys:
-            raise KeyError(key)
-        return self.numbers[key - self._keys.start]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
 
 @dataclass(frozen=True)
@@ -393,11 +370,15 @@ class MeteredGrid(Wrapped):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Count and pass on to the grid behind."""
+        return self.inner.push_messages(self.outgoing(messages))
+
+    def outgoing(self, messages: Iterable[Message]) -> list[Message]:
+        """Return messages as nodes are sent them, and count their bytes."""
         sent = self._with_model(messages)
         for message in sent:
             client = self.directory.client_of[message.metadata.dst_node_id]
             _count(self._traffic.down, client, message)
-        return self.inner.push_messages(sent)
+        return sent
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Take from the grid behind, and count."""

@@ -2,11 +2,12 @@
 
 Flower's own looks for replies every three seconds, takes nobody's word that a node is gone, and
 waits the whole round for a node that was started again and has forgotten what it was asked. This
-one looks soon at first and less often later, and asks such a node again.
+one looks soon at first and less often later, and asks such a node again. So it does one that has
+forgotten its mask, with what it lacks, while others are still at work.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
@@ -23,6 +24,9 @@ NODE_UNAVAILABLE = 5
 """Flower's code for a message to a node that has shown no sign of life."""
 OFFLINE = Error(NODE_UNAVAILABLE, "the node is offline")
 REFUSED = Error(0, "the SuperLink refused the message: too long, or an unknown node")
+
+Remind = Callable[[Sequence[Message]], Sequence[Message]]
+"""Of replies to what their nodes are sent in the place of these, one message a node at most."""
 
 
 class PromptGrid(Wrapped):
@@ -41,6 +45,8 @@ class PromptGrid(Wrapped):
         self.inner = inner
         self.least = least
         self.gone_seconds = gone_seconds
+        self.remind: Remind | None = None
+        """What is asked again at once; whoever sets it sees to it that this comes to an end."""
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -50,7 +56,7 @@ class PromptGrid(Wrapped):
         One reply to each message; an error that says why stands for that of a node that went
         offline. A node that comes back while others are still waited for is asked again.
         """
-        exchange = Exchange(self.inner, list(messages))
+        exchange = Exchange(self.inner, list(messages), self.remind)
         begun = hoping = time.monotonic()
         while True:
             exchange.pull()
@@ -77,13 +83,18 @@ class PromptGrid(Wrapped):
 class Exchange:
     """Messages under way: who owes a reply, who is gone, and what has come."""
 
-    def __init__(self, grid: Grid, messages: Sequence[Message]) -> None:
+    def __init__(
+        self, grid: Grid, messages: Sequence[Message], remind: Remind | None = None
+    ) -> None:
         self.grid = grid
+        self.remind = remind
         self.pending: dict[str, Message] = {}
         """What was asked first, by each number under which it was sent."""
         self.replies: list[Message] = []
         self.gone: list[Message] = []
         """What was asked of nodes that are offline."""
+        self.fuller: dict[int, Message] = {}
+        """What reminded nodes were sent, by the identity of what they were asked first."""
         self.since = started(grid)
         self.looked = time.monotonic()
         self.send(messages, messages)
@@ -106,6 +117,7 @@ class Exchange:
 
     def pull(self) -> None:
         """Take what has come; of several replies to one message the first."""
+        came: list[tuple[Message, Message]] = []
         for reply in self.grid.pull_messages(list(self.pending)) if self.pending else []:
             asked = self.pending.pop(reply.metadata.reply_to_message_id, None)
             if asked is None:
@@ -114,8 +126,24 @@ class Exchange:
                 if not any(other is asked for other in self.pending.values()):
                     self.gone.append(asked)
                 continue
-            self.replies.append(answering(reply, asked))
+            came.append((answering(reply, asked), asked))
             self.pending = {n: other for n, other in self.pending.items() if other is not asked}
+        if came:
+            self.take(came)
+
+    def take(self, came: Sequence[tuple[Message, Message]]) -> None:
+        """Keep replies, each with what was asked first; who is to be reminded owes one still."""
+        told = self.remind([reply for reply, _ in came]) if self.remind else []
+        fuller = {message.metadata.dst_node_id: message for message in told}
+        again = []
+        for reply, asked in came:
+            message = fuller.pop(asked.metadata.dst_node_id, None)
+            if message is None:
+                self.replies.append(reply)
+            else:
+                self.fuller[id(asked)] = message
+                again.append((message, asked))
+        self.send([message for message, _ in again], [asked for _, asked in again])
 
     def enough(self, least: float) -> bool:
         """Tell whether a fraction `least` has replied, or nobody's return can be hoped for."""
@@ -140,7 +168,8 @@ class Exchange:
         again = [asked for asked in owing.values() if asked.metadata.dst_node_id in anew]
         back = [asked for asked in self.gone if asked.metadata.dst_node_id in online]
         self.gone = [asked for asked in self.gone if asked.metadata.dst_node_id not in online]
-        self.send([copied(asked) for asked in (*again, *back)], [*again, *back])
+        first = [*again, *back]
+        self.send([copied(self.fuller.get(id(asked), asked)) for asked in first], first)
 
     def result(self) -> list[Message]:
         """Return the replies, and an error that says why for each node that is offline."""

@@ -1,12 +1,14 @@
 """A round's exchange with clients, in which one that has forgotten its mask is asked once more.
 
 A node that is started again in mid-round, and keeps no state on its disk, has lost what Flower held
-for its client, and cannot read a payload that leaves the mask out. It is sent the mask at once, and
-trains as if nothing had happened: where the mask is all that it had to lose.
+for its client, and cannot read a payload that leaves the mask out. It is sent the mask, and trains
+as if nothing had happened: where the mask is all that it had to lose. A grid of real nodes sends it
+as soon as the node says so, whoever else is silent; any other when all have replied.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
@@ -14,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsparse import messages, wire
 from strategies.addressing import MeteredGrid
 from strategies.base import SparseStrategy
+from strategies.prompt import PromptGrid
 from strategies.reasons import reason_of
 from strategies.replies import Reader
 
@@ -27,49 +30,74 @@ def exchange(
 ) -> list[Message]:
     """Send messages with a model and return the replies, one a client, in the order of clients.
 
-    Whoever answers that it does not hold its mask is asked again, within the same `timeout` seconds
-    for all; what it answers then counts. What goes twice is counted twice.
+    Whoever answers that it does not hold its mask is asked again, once, within the same `timeout`
+    seconds for all; what it answers then counts, and if that is nothing, it gave no reply in time.
+    What goes twice is counted twice.
     """
-    begun, client_of = time.monotonic(), grid.directory.client_of
-    replies = grid.send_and_receive(asked, timeout=timeout, reader=reader)
-    again = reminders(strategy, asked, replies, client_of)
+    if not isinstance(strategy, SparseStrategy) or not only_masks(strategy):
+        return grid.send_and_receive(asked, timeout=timeout, reader=reader)
+    begun, reminder = time.monotonic(), Reminder(grid, strategy, asked)
+    with reminder.at_once():
+        replies = grid.send_and_receive(asked, timeout=timeout, reader=reader)
     left = timeout - (time.monotonic() - begun)
-    if not again or left <= 0:
+    again = reminder.fuller(replies) if left > 0 else []
+    if not again:
         return replies
     told = grid.send_and_receive(again, timeout=left)
-    heard = {reply.metadata.src_node_id for reply in told}
-    first = [reply for reply in replies if reply.metadata.src_node_id not in heard]
+    twice = {message.metadata.dst_node_id for message in again}
+    first = [reply for reply in replies if reply.metadata.src_node_id not in twice]
+    client_of = grid.directory.client_of
     return sorted([*first, *told], key=lambda reply: client_of[reply.metadata.src_node_id])
 
 
-def reminders(
-    strategy: Strategy,
-    asked: Sequence[Message],
-    replies: Sequence[Message],
-    client_of: Mapping[int, int],
-) -> list[Message]:
-    """Return what was asked of those who have forgotten their masks, with the masks in it.
+class Reminder:
+    """Makes what clients of one exchange are sent who have forgotten their masks, once each."""
 
-    Their masks are not taken for held any more.
-    """
-    if not isinstance(strategy, SparseStrategy) or not only_masks(strategy):
-        return []
-    forgot = {
-        reply.metadata.src_node_id
-        for reply in replies
-        if reply.has_error() and reason_of(reply).endswith(wire.NOT_HELD)
-    }
-    alike: dict[int, tuple[Message, list[int]]] = {}
-    for message in asked:
-        if (node := message.metadata.dst_node_id) in forgot:
-            record = message.content.config_records[messages.CONFIG]
-            alike.setdefault(id(record), (message, []))[1].append(client_of[node])
-    again = []
-    for message, clients in alike.values():
-        plan = messages.read_config(message.content.config_records[messages.CONFIG])[1]
-        strategy.held.forget(clients)
-        again += strategy.ask_with_model(clients, message.metadata.message_type, plan)
-    return again
+    def __init__(
+        self, grid: MeteredGrid, strategy: SparseStrategy, asked: Sequence[Message]
+    ) -> None:
+        self.grid = grid
+        self.strategy = strategy
+        self.left = {message.metadata.dst_node_id: message for message in asked}
+        """What was asked of each node that has not been reminded."""
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a grid of real nodes send reminders itself as long as this lasts."""
+        inner = self.grid.inner
+        if not isinstance(inner, PromptGrid):
+            yield
+            return
+        inner.remind = lambda replies: self.grid.outgoing(self.fuller(replies))
+        try:
+            yield
+        finally:
+            inner.remind = None
+
+    def fuller(self, replies: Sequence[Message]) -> list[Message]:
+        """Return what was asked of those who say that they do not hold their masks, with these.
+
+        Their masks are not taken for held any more.
+        """
+        client_of = self.grid.directory.client_of
+        alike: dict[int, tuple[Message, list[int]]] = {}
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if node in self.left and forgot(reply):
+                message = self.left.pop(node)
+                record = message.content.config_records[messages.CONFIG]
+                alike.setdefault(id(record), (message, []))[1].append(client_of[node])
+        again = []
+        for message, clients in alike.values():
+            plan = messages.read_config(message.content.config_records[messages.CONFIG])[1]
+            self.strategy.held.forget(clients)
+            again += self.strategy.ask_with_model(clients, message.metadata.message_type, plan)
+        return again
+
+
+def forgot(reply: Message) -> bool:
+    """Tell whether a reply says that its client does not hold its mask."""
+    return reply.has_error() and reason_of(reply).endswith(wire.NOT_HELD)
 
 
 def only_masks(strategy: SparseStrategy) -> bool:

@@ -13,7 +13,8 @@ from fedsparse.errors import GridError
 from simulations.experiment import CLIENT_APP
 from simulations.flower_internals import RAISED, error_reply
 from simulations.grid import CohortGrid, InlineExecutor
-from strategies.addressing import Consecutive, Directory, MeteredGrid, cohort, pool
+from strategies.addressing import Directory, MeteredGrid, cohort, pool
+from strategies.consecutive import Consecutive
 from strategies.execute import execute
 from tests.strategies.stage import stage
 

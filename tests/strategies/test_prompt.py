@@ -28,6 +28,7 @@ class Link(Grid):
         self.told: list[int] = []
         self.unknown: set[int] = set()
         self.forgotten: set[str] = set()
+        self.sent: list[Message] = []
 
     def push_messages(self, messages):
         if len(messages) > self.most:
@@ -36,6 +37,7 @@ class Link(Grid):
         for message in messages:
             node = message.metadata.dst_node_id
             self.told.append(node)
+            self.sent.append(message)
             number(message, "" if node in self.unknown else f"m{len(self.told)}")
             numbers.append(message.metadata.message_id)
             if numbers[-1]:
@@ -103,10 +105,11 @@ def fast(monkeypatch):
     monkeypatch.setattr(prompt, "FIRST_PAUSE", 0.001)
 
 
-def asked(link, timeout=5.0, gone_seconds=0.0, least=0.0):
+def asked(link, timeout=5.0, gone_seconds=0.0, least=0.0, remind=None):
     """Send a message to each node; return the reason or None by node, as the round loop sees it."""
     sent = [Message(RecordDict(), node, "train") for node in NODES]
     grid = PromptGrid(link, least=least, gone_seconds=gone_seconds)
+    grid.remind = remind
     replies = answers(grid.send_and_receive(sent, timeout=timeout), sent)
     found = {r.metadata.src_node_id: r.error.reason if r.has_error() else None for r in replies}
     assert len(found) == len(replies)
@@ -181,3 +184,51 @@ def test_a_message_that_the_superlink_refuses_is_named_at_once():
 def test_messages_that_are_too_long_together_go_one_by_one():
     link = Link(most=1)
     assert asked(link) == dict.fromkeys(NODES)
+
+
+def reminding(*nodes):
+    """A callback that has some nodes asked more, once each, and the replies that it was shown."""
+    left, shown = set(nodes), []
+
+    def remind(replies):
+        shown.append([reply.metadata.src_node_id for reply in replies])
+        due = [node for node in shown[-1] if node in left]
+        left.difference_update(due)
+        more = RecordDict({"more": MetricRecord({"more": 1})})
+        return [Message(more, node, "train") for node in due]
+
+    return remind, shown
+
+
+def test_who_is_to_be_reminded_is_asked_at_once_whoever_else_is_silent():
+    link = Link([quiet(33)])
+    remind, shown = reminding(22)
+    assert asked(link, timeout=0.5, remind=remind) == {11: None, 22: None}
+    assert link.told == [*NODES, 22]
+    assert "more" in link.sent[-1].content
+    assert shown == [[11, 22], [22]]
+
+
+def test_a_reminded_node_that_is_started_again_is_asked_with_what_reminded_it():
+    """The new life was never told of it."""
+
+    def started_anew(link):
+        link.online[22] = "again"
+        link.forgotten.add("m4")
+        link.silent.clear()
+
+    link = Link([quiet(33), started_anew])
+    remind, shown = reminding(22)
+    assert asked(link, remind=remind) == dict.fromkeys(NODES)
+    assert link.told == [*NODES, 22, 22]
+    assert ["more" in message.content for message in link.sent] == [False] * 3 + [True] * 2
+    assert shown[0] == [11, 22]
+
+
+def test_a_round_that_has_enough_does_not_wait_for_a_reminded_node_that_goes_offline():
+    """Hoping for its return would take an hour."""
+    link = Link([lambda link: None, gone(22)])
+    remind, _ = reminding(22)
+    found = asked(link, gone_seconds=3600.0, least=0.5, timeout=5.0, remind=remind)
+    assert found == {11: None, 22: "the node is offline", 33: None}
+    assert link.told == [*NODES, 22]

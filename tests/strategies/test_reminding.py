@@ -1,17 +1,21 @@
 """A node that forgot its mask in mid-round is asked again with it, once, and nothing is lost."""
 
+from types import SimpleNamespace
+
 import pytest
 from flwr.app import Error, Message
+from flwr.serverapp import Grid
 
 from fedsparse import wire
 from fedsparse.messages import EVALUATE, TRAIN
 from fedsparse.runs import RunFolder
 from fedsparse.runs.progress import Silent
 from simulations.experiment import run_experiment
-from simulations.flower_internals import RAISED
-from strategies import foreign
+from simulations.flower_internals import RAISED, number
+from strategies import foreign, prompt, reminding
 from strategies.addressing import Directory, MeteredGrid
 from strategies.execute import execute
+from strategies.prompt import PromptGrid
 from strategies.reminding import exchange, only_masks
 from strategies.task import Task
 from tests.node_grid import NodeGrid
@@ -56,6 +60,58 @@ class Forgetful(NodeGrid):
         return self.asked.count((kind, client))
 
 
+class Link(Grid):
+    """A SuperLink's side of those nodes; of some nothing is heard in some exchanges of training.
+
+    Each is named by its client, and by which of the messages to train it does not answer.
+    """
+
+    def __init__(self, nodes, *silent):
+        self.nodes, self.silent, self.sent, self.count = nodes, silent, {}, 0
+
+    @classmethod
+    def prompt(cls, nodes, *silent):
+        """Return the grid of real nodes over such a SuperLink, without models' descriptions."""
+        grid = PromptGrid(cls(nodes, *silent))
+        grid.may_lack_torch = False
+        return grid
+
+    def push_messages(self, messages):
+        numbers = []
+        for message in messages:
+            self.count += 1
+            number(message, f"m{self.count}")
+            numbers.append(message.metadata.message_id)
+            client = message.metadata.dst_node_id - 100
+            reply = self.nodes.answer(message)
+            if (client, self.nodes.times(TRAIN, client)) not in self.silent:
+                self.sent[numbers[-1]] = reply
+        return numbers
+
+    def pull_messages(self, message_ids):
+        return [self.sent.pop(name) for name in message_ids if name in self.sent]
+
+    def get_node_ids(self):
+        return self.nodes.get_node_ids()
+
+    def get_nodes(self):
+        return [SimpleNamespace(node_id=n, last_activated_at="") for n in self.get_node_ids()]
+
+    def set_run(self, *args, **kwargs):
+        """Nothing to be set."""
+
+    run = None
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise NotImplementedError
+
+    def create_message(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+GRIDS = {"a grid that waits for all": lambda nodes: nodes, "one of real nodes": Link.prompt}
+
+
 def carried(out, config, grid):
     """Run a configuration over a grid and return the rows of its clients."""
     task = Task.of(config)
@@ -71,12 +127,13 @@ def row_of(clients, number, kind="train", client=1):
     return row
 
 
+@pytest.mark.parametrize("over", GRIDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_bits_and_the_figures_are_those_of_a_run_in_which_nothing_failed(tmp_path, kind):
+def test_the_bits_and_the_figures_are_those_of_a_run_in_which_nothing_failed(tmp_path, kind, over):
     config = tiny(*SETTING, *KINDS[kind])
     run_experiment(config, tmp_path / "plain", command="test")
     grid = Forgetful((TRAIN, 2), (EVALUATE, 1))
-    carried(tmp_path / "struck", config, grid)
+    carried(tmp_path / "struck", config, GRIDS[over](grid))
     assert (grid.times(TRAIN), grid.times(TRAIN, 0)) == (4, 3)
     assert (grid.times(EVALUATE), grid.times(EVALUATE, 0)) == (2, 1)
     assert model_bytes(tmp_path / "struck") == model_bytes(tmp_path / "plain")
@@ -86,21 +143,83 @@ def test_the_bits_and_the_figures_are_those_of_a_run_in_which_nothing_failed(tmp
         assert struck == plain
 
 
-def test_what_is_sent_twice_is_counted_twice(tmp_path):
-    clients = carried(tmp_path / "run", tiny(*SETTING, *STATIC), Forgetful((TRAIN, 2)))
+@pytest.mark.parametrize("over", GRIDS)
+def test_what_is_sent_twice_is_counted_twice(tmp_path, over):
+    grid = GRIDS[over](Forgetful((TRAIN, 2)))
+    clients = carried(tmp_path / "run", tiny(*SETTING, *STATIC), grid)
     first, second, third = (row_of(clients, number) for number in (1, 2, 3))
     assert second["status"] == "ok"
     assert second["bytes_down"] == first["bytes_down"] + third["bytes_down"]
     assert second["bytes_up"] == third["bytes_up"]
 
 
-def test_who_says_so_again_is_named_and_asked_no_more_in_that_round(tmp_path):
+@pytest.mark.parametrize("over", GRIDS)
+def test_who_says_so_again_is_named_and_asked_no_more_in_that_round(tmp_path, over):
     grid = Forgetful(lies=((TRAIN, 2), (TRAIN, 3)))
-    clients = carried(tmp_path / "run", tiny(*SETTING, *STATIC), grid)
+    clients = carried(tmp_path / "run", tiny(*SETTING, *STATIC), GRIDS[over](grid))
     assert row_of(clients, 2)["reason"] == f"the payload needs mask 0, {wire.NOT_HELD}"
     assert row_of(clients, 2)["status"] == "failed"
     assert row_of(clients, 3)["status"] == "ok"
     assert grid.times(TRAIN) == 4
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Let no time pass where the grid of real nodes waits, but on its clock."""
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds):
+        clock.now += seconds
+
+    told = SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
+    for module in (prompt, reminding):
+        monkeypatch.setattr(module, "time", told)
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_is_sent_its_mask_though_another_client_is_silent_to_the_end(tmp_path):
+    grid = Link.prompt(Forgetful((TRAIN, 2)), (2, 2))
+    clients = carried(tmp_path / "run", tiny(*SETTING, *STATIC), grid)
+    found = {c: row_of(clients, 2, client=c) for c in range(NODES)}
+    assert [found[c]["status"] for c in range(NODES)] == ["ok", "ok", "failed"]
+    assert found[2]["reason"] == "no reply in time"
+    assert row_of(clients, 3, client=2)["status"] == "ok"
+    assert grid.remind is None
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("over", GRIDS)
+def test_who_was_sent_its_mask_and_is_late_gave_no_reply_in_time(tmp_path, over):
+    class Late(Forgetful):
+        """Nodes of which the second does not answer when it is reminded."""
+
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            return [] if self.times(TRAIN) == 3 and len(replies) == 1 else replies
+
+    nodes = Late((TRAIN, 2))
+    grid = nodes if over == "a grid that waits for all" else Link.prompt(nodes, (1, 3))
+    clients = carried(tmp_path / "run", tiny(*SETTING, *STATIC), grid)
+    row = row_of(clients, 2)
+    assert (row["status"], row["reason"]) == ("failed", "no reply in time")
+    assert row_of(clients, 3)["status"] == "ok"
+
+
+@pytest.mark.parametrize("over", GRIDS)
+def test_whoever_fails_otherwise_keeps_the_reason(tmp_path, over):
+    class Broken(Forgetful):
+        """Nodes of which the third breaks down in round 2, beside the second, which forgets."""
+
+        def answer(self, message):
+            reply = super().answer(message)
+            if message.metadata.dst_node_id == 102 and self.times(TRAIN, 2) == 2:
+                return Message(Error(RAISED, "<class 'OSError'>:<'no disk'>"), reply_to=message)
+            return reply
+
+    grid = GRIDS[over](Broken((TRAIN, 2)))
+    clients = carried(tmp_path / "run", tiny(*SETTING, *STATIC), grid)
+    assert row_of(clients, 2)["status"] == "ok"
+    assert row_of(clients, 2, client=2)["reason"] == "OSError: no disk"
 
 
 def forgotten(timeout):
