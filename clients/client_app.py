@@ -63,8 +63,8 @@ app = ClientApp(mods=[promise.keep_quiet, name_what_needs_torch, keeping])
 def identify(message: Message, context: Context) -> Message:
     """Answer with the partition id that names this client, and what its node is like.
 
-    That is whether it trains without torch and, where the run's configuration comes with the
-    question, a schema of the data of its own.
+    That is whether it trains without torch, whether its state outlives a restart and, where the
+    run's configuration comes with the question, a schema of the data of its own.
     """
     content = RecordDict()
     metrics = MetricRecord({messages.CLIENT_KEY: client_id(context)})
@@ -72,6 +72,8 @@ def identify(message: Message, context: Context) -> Message:
     with suppress(library.Unavailable):
         library.load()
         metrics[messages.READS_MODEL_KEY] = 1
+    if messages.STATE_PATH_KEY in context.node_config:
+        metrics[messages.KEEPS_STATE_KEY] = 1
     asked = message.content.config_records.get(messages.CONFIG)
     if asked is not None:
         told = node.told(messages.read_config(asked)[0], context.node_config)

@@ -65,6 +65,8 @@ As an array it would be two objects more, each of which Flower's nodes fetch by 
 """
 READS_MODEL_KEY = "reads-model"
 """In the answer to `IDENTIFY`: 1 where a description of the model does in the place of torch."""
+KEEPS_STATE_KEY = "keeps-state"
+"""In the answer to `IDENTIFY`: 1 where the client's state outlives a restart of its node."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class Directory:
     """What the nodes tell of data of their own, or why they cannot."""
     readers: frozenset[int] = frozenset()
     """Nodes that train without torch when they are sent a description of the model."""
+    forgetful: frozenset[int] = frozenset()
+    """Clients whose nodes say that they keep no state on their disks."""
 
     @classmethod
     def of(
@@ -74,7 +76,9 @@ class Directory:
                 f"{timeout:.0f} s, without partition-id {named}; start a node for each, "
                 f"or lower fleet.clients{told.example}"
             )
-        return cls(node_of, client_of, told.schemas, frozenset(told.readers))
+        return cls(
+            node_of, client_of, told.schemas, frozenset(told.readers), frozenset(told.forgetful)
+        )
 
     @property
     def nodes(self) -> Sequence[int]:
@@ -91,6 +95,7 @@ class Answers:
     client_of: dict[int, int] = field(default_factory=dict)
     schemas: dict[int, Schema | str] = field(default_factory=dict)
     readers: set[int] = field(default_factory=set)
+    forgetful: set[int] = field(default_factory=set)
     failures: dict[int, str] = field(default_factory=dict)
     """Why a node cannot say, such as one of another version, which knows not every key."""
 
@@ -102,6 +107,8 @@ class Answers:
             self.schemas[client] = schema.read(told)
         if _told(reply, messages.READS_MODEL_KEY):
             self.readers.add(node)
+        if not _told(reply, messages.KEEPS_STATE_KEY):
+            self.forgetful.add(client)
 
     @property
     def example(self) -> str:

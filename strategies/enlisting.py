@@ -1,18 +1,22 @@
 """Before the first round: whether each node's own data fit the run's model, and who is left out.
 
 A node that says it has none of its own uses its part of the run's data set. One whose data do not
-fit is never asked; the run goes on while `fleet.min_replies` of the clients are left.
+fit is never asked; the run goes on while `fleet.min_replies` of the clients are left. Nodes that
+would lose what the run keeps there are named.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from fedsparse import data
+from flwr.serverapp.strategy import Strategy
+
+from fedsparse import data, messages
 from fedsparse.data import nodes
 from fedsparse.data.schema import Schema, shape_text
 from fedsparse.errors import ConfigError, GridError
 from fedsparse.runs.tables import Row
 from strategies.addressing import least_replies
+from strategies.base import SparseStrategy
 from strategies.secure import LEAST_CLIENTS
 from strategies.task import Task
 
@@ -64,6 +68,21 @@ def misfit(task: Task, told: Schema | str) -> str | None:
             f"{secure.max_examples}; raise it, and secure.bits where sums become too coarse"
         )
     return wrong
+
+
+def warn_of_loss(
+    task: Task, strategy: Strategy, forgetful: Collection[int], note: Callable[[str], None]
+) -> None:
+    """Name the clients that keep more than a mask from round to round, in memory alone."""
+    ours = isinstance(strategy, SparseStrategy) and strategy.clients_keep
+    who = sorted(set(forgetful) - task.absent)
+    if who and (ours or task.config.client.keep_optimizer):
+        named = ", ".join(map(str, who[:10])) + (", ..." if who[10:] else "")
+        note(
+            f"the nodes of clients {named} keep what this run needs in memory alone: one that is "
+            "started again may begin anew without a word, and change the result; give each a "
+            f"{messages.STATE_PATH_KEY}"
+        )
 
 
 def check_testable(task: Task) -> None:

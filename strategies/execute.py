@@ -61,6 +61,7 @@ def execute(
     directory = Directory.of(grid, config.fleet.clients, absent=task.absent, config=question)
     enlisting.check_testable(task)
     refused = enlisting.check(task, directory.schemas, progress.note)
+    enlisting.warn_of_loss(task, strategy, directory.forgetful, progress.note)
     if isinstance(strategy, SparseStrategy):
         strategy.directory = directory
     folder.write_json("partition.json", enlisting.partition(task, directory.schemas, refused))

@@ -192,6 +192,37 @@ def test_what_a_hostile_node_says_is_wrong_moves_no_cursor(tmp_path, nodes, monk
         assert "?]0;mine??[2Jall is well" in shown
 
 
+KEEPING = {
+    "a model of its own": ("strategy.name=ditto",),
+    "an optimizer's state": ("client.keep_optimizer=true", "client.momentum=0.9"),
+}
+
+
+@pytest.mark.parametrize("kept", KEEPING)
+def test_nodes_that_would_lose_what_the_run_keeps_there_are_named(tmp_path, nodes, kept):
+    quick = (*QUICK, "run.rounds=1")
+    config = tiny(*quick, *KEEPING[kept])
+    nodes[1]["state-path"] = str(tmp_path / "states")
+    _, (note,) = play(tmp_path / "run", config, NodeGrid(nodes))
+    assert note.startswith("the nodes of clients 0, 2 keep what this run needs in memory alone")
+    assert note.endswith("; give each a state-path")
+    assert play(tmp_path / "plain", tiny(*quick), NodeGrid(nodes))[1] == []
+    for told in nodes:
+        told["state-path"] = str(tmp_path / "others")
+    assert play(tmp_path / "keeping", config, NodeGrid(nodes))[1] == []
+
+
+def test_a_simulation_is_told_of_no_nodes(tmp_path):
+    noted = Noted()
+    run_experiment(
+        tiny(*QUICK, "run.rounds=1", *KEEPING["a model of its own"]),
+        tmp_path / "run",
+        command="test",
+        progress=noted,
+    )
+    assert not [note for note in noted.notes if "state-path" in note]
+
+
 class Failing(NodeGrid):
     """A grid whose nodes are gone from the second round of training on."""
 
