@@ -13,8 +13,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.fedsparse-ready
 
-# Three files at a time on two cores: tests of workers and nodes wait for processes to start.
-SUITE := -n 3 --dist loadfile
+# Four files at a time on two cores: tests of workers and nodes wait for processes to start.
+SUITE := -n 4 --dist loadfile
 
 .PHONY: setup kernels demo test coverage check format docs audit bench clean
 

@@ -147,7 +147,8 @@ def test_epsilon_is_told_in_rows_and_report_and_no_loss_of_clients_is(tmp_path, 
     assert {row["loss"] for row in RunFolder.open(tmp_path / "run").clients()} == {0.0}
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epsilon"] == 1.0
     write_report([tmp_path / "run"], tmp_path / "report.html")
-    assert "epsilon at privacy.delta" in (tmp_path / "report.html").read_text()
+    told = "epsilon at delta 1e-05, of each sample, for all that its client sends"
+    assert told in (tmp_path / "report.html").read_text()
 
 
 def test_a_model_of_pure_noise_is_no_error(tmp_path):
