@@ -13,8 +13,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.fedsparse-ready
 
-# Four files at a time on two cores: tests of workers and nodes wait for processes to start.
-SUITE := -n 4 --dist loadfile
+# Three files at a time on two cores: tests of workers and nodes wait for processes to start. In the
+# order of their names, files that take long do not come last.
+SUITE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup kernels demo test coverage check format docs audit bench clean
 
