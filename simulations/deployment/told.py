@@ -57,6 +57,11 @@ def _check_values(told: dict[str, Any]) -> None:
             )
     for key in told.keys() & set(PROMISED):
         promised.bound(told, key)
+    if promised.EPSILON_KEY in told and "state-path" not in told:
+        raise ConfigError(
+            f"--node-config: {promised.EPSILON_KEY} alone is forgotten when the node restarts; add "
+            'state-path="FOLDER", where it keeps what it has told'
+        )
     if promised.DELTA_KEY in told and promised.EPSILON_KEY not in told:
         raise ConfigError(
             f"--node-config: {promised.DELTA_KEY} alone promises nothing; add "

@@ -23,8 +23,12 @@ def test_the_known_keys_are_those_that_somebody_reads():
 
 
 def test_what_a_node_is_told_is_read_as_flower_reads_it(tmp_path):
-    text = "partition-id=0 data-path=\"/my data/a=b\" label='y' max-epsilon=1.5 mine=true"
-    said = {"partition-id": 0, "data-path": "/my data/a=b", "label": "y", "max-epsilon": 1.5}
+    text = "partition-id=0 data-path=\"/my data/a=b\" label='y' mine=true "
+    text += "max-epsilon=1.5 state-path='/s'"
+    said = {"partition-id": 0, "data-path": "/my data/a=b", "label": "y"} | {
+        "max-epsilon": 1.5,
+        "state-path": "/s",
+    }
     assert check_told(text) == {**said, "mine": True}
     file = tmp_path / "node.toml"
     file.write_text('data-path = "/srv"\n')
@@ -47,6 +51,8 @@ def test_what_a_node_is_told_is_read_as_flower_reads_it(tmp_path):
         ('state-path=""', 'is no text; write state-path="..."'),
         ("partition-id=-1", "partition-id=-1 is no whole number from 0 on; write"),
         ("partition-id=true", "partition-id=True is no whole number from 0 on; write"),
+        ("max-epsilon=1.0", 'add state-path="FOLDER"'),
+        ("max-delta=0.00001", "max-delta alone promises nothing; add max-epsilon="),
         ("max-epsilon=nan", "'max-epsilon' is nan; start it with a finite number above 0"),
         ("max-epsilon=inf", "'max-epsilon' is inf; start it with a finite number above 0"),
         ("max-epsilon=-1", "'max-epsilon' is -1; start it with a finite number above 0"),
