@@ -37,7 +37,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from clients import memory
 from clients.job import client_id
 from fedsparse import messages, state_codec
-from fedsparse.errors import ConfigError, StateError
+from fedsparse.data import node
+from fedsparse.errors import StateError
 from fedsparse.runs.atomic import write_file
 from fedsparse.state_codec import State
 
@@ -132,16 +133,11 @@ def _answered(kept: Kept) -> State:
 
 def place_of(context: Context) -> Path | None:
     """Return where a client's state of a run lies; None where the node is not told to keep it."""
-    folder = context.node_config.get(PATH)
+    folder = node.text_of(context.node_config, PATH)
     if folder is None:
         return None
-    if not isinstance(folder, str) or not folder:
-        raise ConfigError(f'the node\'s {PATH} = {folder!r} is no text; write {PATH}="..."')
     name = f"run-{context.run_id}-client-{client_id(context)}.state"
-    try:
-        return Path(folder).expanduser() / name
-    except RuntimeError:
-        raise ConfigError(f"{PATH} = '{folder}': nobody has such a home; write it out") from None
+    return node.at_home(folder, PATH) / name
 
 
 def named(message: Message) -> tuple[str, int]:

@@ -7,7 +7,6 @@ context. When a new flwr comes, this module and its test are what must be looked
 import copyreg
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -330,6 +329,7 @@ class Forks:
 
     def reconcile(self) -> None:
         """Take leave of children that ended, tell of those that died; end when the node has."""
+        from simulations.deployment.processes import signal_name
         from simulations.deployment.steadfast import report_death
 
         if os.getppid() != self.parent:
@@ -338,7 +338,7 @@ class Forks:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 spec = self.running.pop(ended[0], None)
                 if spec is not None and os.WIFSIGNALED(ended[1]):
-                    name = signal.Signals(os.WTERMSIG(ended[1])).name
+                    name = signal_name(os.WTERMSIG(ended[1]))
                     reason = f"the client's process was ended by {name}"
                     report_death(spec.runtime_api_address, spec.token, reason)
 

@@ -20,7 +20,7 @@ from fedsparse.data.samples import spread
 from fedsparse.errors import TooFewRepliesError
 from fedsparse.sparsity import State
 from strategies.replies import Before, Reply
-from strategies.stack import Floats, Stack
+from strategies.stack import Floats, Stack, flattened
 from strategies.task import Task
 
 
@@ -68,9 +68,8 @@ class Robust:
             return multi_krum(stack, f, weights)
         if s.rule == "norm-clip":
             return norm_clip(stack, weights, s.clip_norm)
-        own = Reply(-1, 1, self.server_model(before, usual), 0.0, None)  # type: ignore[arg-type]
-        flat = own.flat[stack.positions].astype(np.float64)
-        return trust(stack, flat - stack.old)
+        own = flattened(self.server_model(before, usual), stack.schema)
+        return trust(stack, own[stack.positions].astype(np.float64) - stack.old)
 
     def server_model(self, before: Before, samples: int) -> State:
         """Return what the round's model becomes on the server's own data, trained as clients do.

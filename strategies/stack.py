@@ -60,7 +60,7 @@ class Stack:
             else:
                 has[row] = kept[reply.mask][positions]
                 values[row, has[row]] = reply.flat
-        old = np.concatenate([before.shared[name].reshape(-1) for name in schema.names])
+        old = flattened(before.shared, schema)
         statistics = [
             np.full(int(np.prod(shape)), name.endswith(STATISTICS))
             for name, shape in schema.tensors
@@ -110,12 +110,17 @@ class Stack:
 
     def model(self, entries: NDArray[np.floating], before: Before) -> State:
         """Return the whole model of `entries`; elsewhere the old one, and zero where pruned."""
-        flat = np.concatenate([before.shared[name].reshape(-1) for name in self.schema.names])
+        flat = flattened(before.shared, self.schema)
         flat[self.positions] = entries.astype(np.float32)
         state = split(flat, self.schema, None)
         if before.mask is not None:
             before.mask.apply_(state)
         return state
+
+
+def flattened(state: State, schema: wire.Schema) -> NDArray[np.float32]:
+    """Return a whole model's tensors as one vector of its own, in the schema's order."""
+    return np.concatenate([state[name].reshape(-1) for name in schema.names])
 
 
 def kept_entries(schema: wire.Schema, mask: Mask | None) -> Flags:

@@ -74,16 +74,22 @@ def place_of(node_config: Mapping[str, Any]) -> Place | None:
 
     Raises ConfigError for what is no text, and for what tells of data that are not named.
     """
-    told = {key: node_config.get(key) for key in (PATH, TEST, LABEL, CACHE)}
-    for key, value in told.items():
-        if value is not None and not (isinstance(value, str) and value and "\0" not in value):
-            raise ConfigError(f'the node\'s {key} = {value!r} is no text; write {key}="..."')
-    if told[PATH] is None:
+    told = {key: text_of(node_config, key) for key in (PATH, TEST, LABEL, CACHE)}
+    path = told[PATH]
+    if path is None:
         lone = next((key for key in (TEST, LABEL) if told[key] is not None), None)
         if lone is not None:
             raise ConfigError(f"the node has '{lone}' and no '{PATH}'; tell it both")
         return None
-    return Place(str(told[PATH]), *(told[key] for key in (TEST, LABEL, CACHE)))
+    return Place(path, *(told[key] for key in (TEST, LABEL, CACHE)))
+
+
+def text_of(node_config: Mapping[str, Any], key: str) -> str | None:
+    """Return a text that a node is told, None for none; raises ConfigError for what is no text."""
+    value = node_config.get(key)
+    if value is None or (isinstance(value, str) and value and "\0" not in value):
+        return value
+    raise ConfigError(f'the node\'s {key} = {value!r} is no text; write {key}="..."')
 
 
 def federated(config: Config, node_config: Mapping[str, Any], client: int) -> FederatedData:
@@ -127,7 +133,7 @@ def told(config: Config, node_config: Mapping[str, Any]) -> ConfigRecord | None:
 
 def _tell_unkept(place: Place) -> None:
     """Log at the node that its decoded samples are not kept; they are decoded for each message."""
-    kept = None if place.kept is None else _at_home(place.kept, CACHE)
+    kept = None if place.kept is None else at_home(place.kept, CACHE)
     logging.getLogger(__name__).warning(
         "%s cannot keep decoded samples (%s): they are decoded anew for each message; let the node "
         "write there, or set %s to another folder",
@@ -176,14 +182,14 @@ def _own(config: Config, client: int, whole: Dataset, test: Dataset | None) -> O
 
 def _decoded(place: Place, wanted: Wanted) -> tuple[Part, Part | None]:
     """Return a node's samples for training and, where it has some apart, for testing."""
-    kept = None if place.kept is None else _at_home(place.kept, CACHE)
-    train, test = _arrays(_at_home(place.path, PATH), wanted, kept, PATH)
+    kept = None if place.kept is None else at_home(place.kept, CACHE)
+    train, test = _arrays(at_home(place.path, PATH), wanted, kept, PATH)
     if place.test is None:
         return train, test
-    return train, _arrays(_at_home(place.test, TEST), wanted, kept, TEST)[0]
+    return train, _arrays(at_home(place.test, TEST), wanted, kept, TEST)[0]
 
 
-def _at_home(path: str, key: str) -> Path:
+def at_home(path: str, key: str) -> Path:
     """Return a path with its `~` spelt out; raises ConfigError where that is nobody's home."""
     try:
         return Path(path).expanduser()

@@ -23,6 +23,7 @@ from fedsparse import seeds
 from fedsparse.config import DataConfig
 from fedsparse.data import decoded
 from fedsparse.data.dataset import Dataset, Source
+from fedsparse.data.tables import GZIP
 from fedsparse.errors import DataError, MissingExtraError, unreadable
 
 FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "/usr/share/dataset-fashion-mnist")
@@ -273,7 +274,7 @@ def read_idx(path: Path) -> NDArray[Any]:
     """Read one IDX file, gzipped or not; raises DataError when it is damaged or no IDX."""
     try:
         raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
+        if raw[:2] == GZIP:
             raw = _unpacked(raw)
         if len(raw) > MOST_BYTES:
             raise DataError(f"'{path}' unpacks to more than {MOST_BYTES} bytes; split it")

@@ -11,7 +11,7 @@ from fedsparse import data
 from fedsparse.config import Config
 from fedsparse.errors import GridError
 from fedsparse.runs.progress import Progress
-from simulations.deployment.processes import Process, Processes
+from simulations.deployment.processes import Process, Processes, signal_name
 from strategies.addressing import least_replies, pool, round_size
 
 LINK = "superlink"
@@ -79,18 +79,10 @@ def fate(process: Process) -> str:
     if code == -signal.SIGKILL:
         how = "was ended by SIGKILL, as where memory runs out"
     elif code < 0:
-        how = f"was ended by {_signal(-code)}"
+        how = f"was ended by {signal_name(-code)}"
     else:
         how = f"ended by itself with exit status {code}"
     return f"{process.name} {how} ({process.said()})"
-
-
-def _signal(number: int) -> str:
-    """Return a signal's name; real-time signals between the first and the last have none."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _client(node: str) -> int:

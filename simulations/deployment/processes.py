@@ -198,6 +198,14 @@ def _group_lives(process: Process) -> bool:
     return True
 
 
+def signal_name(number: int) -> str:
+    """Return a signal's name; real-time signals between the first and the last have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def quoted(log: Path, lines: int = QUOTED_LINES) -> str:
     """Return the last lines of a log on one line; says so where there are none.
 
