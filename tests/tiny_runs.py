@@ -9,6 +9,7 @@ import pytest
 from fedsparse import config
 from fedsparse.config import Config
 from fedsparse.runs import RunFolder
+from fedsparse.runs.progress import Silent
 from simulations.experiment import run_experiment
 
 BASE: dict[str, dict[str, Any]] = {
@@ -28,6 +29,17 @@ BASE: dict[str, dict[str, Any]] = {
     },
     "engine": {"name": "inline"},
 }
+
+
+class Noted(Silent):
+    """Progress that keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a note."""
+        self.notes.append(text)
 
 
 def tiny(*assignments: str) -> Config:

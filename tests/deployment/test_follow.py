@@ -7,26 +7,15 @@ from pathlib import Path
 import pytest
 
 from fedsparse.errors import GridError
-from fedsparse.runs.progress import Silent
 from simulations.deployment.local import Fleet, follow
 from simulations.deployment.processes import Processes
 from tests.deployment.live_fleet import wait
-from tests.tiny_runs import tiny
+from tests.tiny_runs import Noted, tiny
 
 WHY = "'/srv/own.csv' holds no samples; give a file with some"
 EARLIER, NOW = 100, 200
 FAILS = ("sh", "-c", "echo no room for it >&2; exit 3")
 SAID = "node-1 ended by itself with exit status 3 (no room for it)"
-
-
-class Noted(Silent):
-    """Progress that keeps what is noted."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 class Watched(Fleet):

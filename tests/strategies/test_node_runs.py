@@ -7,7 +7,6 @@ from flwr.app import ConfigRecord
 from fedsparse.data import schema
 from fedsparse.errors import ConfigError, GridError
 from fedsparse.runs import RunFolder
-from fedsparse.runs.progress import Silent
 from simulations import report
 from simulations.experiment import run_experiment
 from strategies import foreign
@@ -15,7 +14,7 @@ from strategies.execute import execute
 from strategies.task import Task
 from tests.data.test_node_data import write_csv, write_npz
 from tests.node_grid import NodeGrid, parts
-from tests.tiny_runs import model_bytes, rows, tiny
+from tests.tiny_runs import Noted, model_bytes, rows, tiny
 
 QUICK = (
     *("model.name=mlp", "model.width=0.25", "run.rounds=2", "data.client_test_fraction=0.2"),
@@ -26,16 +25,6 @@ SERVER_LESS = (
     *("model.width=0.25", "run.rounds=2", "fleet.clients=3", "strategy.name=fedavg"),
     "strategy.pretrain_epochs=0",
 )
-
-
-class Noted(Silent):
-    """Progress that keeps what is noted."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def play(out, config, grid):

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 
 from simulations.flower_internals import SERVER_NODE, become_server, number, redirect
 from strategies import prompt
 from strategies.addressing import answers
 from strategies.prompt import NODE_UNAVAILABLE, PromptGrid
+from tests.node_grid import SuperLinkSide
 
 NODES = (11, 22, 33)
 
 
-class Link(Grid):
+class Link(SuperLinkSide):
     """A SuperLink's side of a grid; `turns` says what happens to its nodes at each look."""
 
     def __init__(self, turns=(), most=10):
@@ -68,17 +68,6 @@ class Link(Grid):
         if self.turns:
             self.turns.pop(0)(self)
         return [SimpleNamespace(node_id=n, last_activated_at=t) for n, t in self.online.items()]
-
-    def set_run(self, *args, **kwargs):
-        """Nothing to be set."""
-
-    run = None
-
-    def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError
-
-    def create_message(self, *args, **kwargs):
-        raise NotImplementedError
 
 
 def quiet(*nodes):

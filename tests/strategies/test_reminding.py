@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 from flwr.app import Error, Message
-from flwr.serverapp import Grid
 
 from fedsparse import wire
 from fedsparse.messages import EVALUATE, TRAIN
@@ -18,7 +17,7 @@ from strategies.execute import execute
 from strategies.prompt import PromptGrid
 from strategies.reminding import exchange, only_masks
 from strategies.task import Task
-from tests.node_grid import NodeGrid
+from tests.node_grid import NodeGrid, SuperLinkSide
 from tests.strategies.stage import QUICK, play, stage
 from tests.tiny_runs import model_bytes, rows, tiny
 
@@ -60,7 +59,7 @@ class Forgetful(NodeGrid):
         return self.asked.count((kind, client))
 
 
-class Link(Grid):
+class Link(SuperLinkSide):
     """A SuperLink's side of those nodes; of some nothing is heard in some exchanges of training.
 
     Each is named by its client, and by which of the messages to train it does not answer.
@@ -96,17 +95,6 @@ class Link(Grid):
 
     def get_nodes(self):
         return [SimpleNamespace(node_id=n, last_activated_at="") for n in self.get_node_ids()]
-
-    def set_run(self, *args, **kwargs):
-        """Nothing to be set."""
-
-    run = None
-
-    def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError
-
-    def create_message(self, *args, **kwargs):
-        raise NotImplementedError
 
 
 GRIDS = {"a grid that waits for all": lambda nodes: nodes, "one of real nodes": Link.prompt}

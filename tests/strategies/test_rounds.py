@@ -24,7 +24,7 @@ from strategies.base import SparseStrategy
 from strategies.execute import execute
 from strategies.task import Task
 from tests.strategies.stage import QUICK
-from tests.tiny_runs import model_bytes, rows, run, tiny
+from tests.tiny_runs import Noted, model_bytes, rows, run, tiny
 
 
 class SpyGrid(CohortGrid):
@@ -445,17 +445,6 @@ def test_what_a_foreign_strategy_keeps_comes_back_as_it_was(tmp_path, kind):
     assert foreign.lost(again) == []
 
 
-class Noting(Silent):
-    """A watcher that keeps the notes."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        """Keep a note."""
-        self.notes.append(text)
-
-
 def test_what_no_checkpoint_can_hold_is_named_once(tmp_path):
     """Also of a wrapped strategy; what is no state, such as functions, is not."""
     config = tiny(*QUICK, "run.rounds=3", PATH + "FedAvg")
@@ -463,7 +452,7 @@ def test_what_no_checkpoint_can_hold_is_named_once(tmp_path):
     inner = Keeping({"drawn by": np.random.default_rng(0)}, train_metrics_aggr_fn=None)
     inner.log, inner.draw, inner.library = logging.getLogger("x"), lambda: 0, np
     strategy = flower.DifferentialPrivacyServerSideFixedClipping(inner, 0.0, 0.5, 4)
-    folder, watcher = RunFolder.create(tmp_path / "run", config, command="test"), Noting()
+    folder, watcher = RunFolder.create(tmp_path / "run", config, command="test"), Noted()
     with folder.lock(), CohortGrid(CLIENT_APP, clients=4) as grid:
         execute(task, strategy, grid, folder, watcher)
     (note,) = watcher.notes
